@@ -1,0 +1,105 @@
+"""A bundle: one encoder release on disk. Weights never travel without the manifest that says what they are.
+
+    <folder>/manifest.json   format, version, space_id, item_space_id, dims, item_dims, max_len, files -> sha256, made_by, metrics
+    <folder>/encoder.onnx    inputs as encoder.features.model_inputs names them, output "vector" (B, dims)
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+MANIFEST, ONNX = "manifest.json", "encoder.onnx"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used: says which, what was wanted, what was there."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself."""
+
+    version: str
+    space_id: str
+    """Space of the interest vectors."""
+    item_space_id: str
+    """Space of the item vectors that it reads: the tower's."""
+    dims: int
+    item_dims: int
+    max_len: int
+    files: dict[str, str] = field(default_factory=dict)
+    """File -> sha256, hexadecimal."""
+    made_by: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def onnx(self) -> Path:
+        """The graph."""
+        return self.folder / ONNX
+
+
+def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
+    """Write a bundle that is there whole or not at all. Raises BundleError if the folder exists: releases are never changed."""
+    if folder.exists():
+        raise BundleError(f"{folder}: exists; a release is never changed, choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        complete = Manifest(**{**asdict(manifest), "files": hashes})
+        for name, data in {**files, MANIFEST: json.dumps(asdict(complete), indent=1).encode() + b"\n"}.items():
+            with (stage / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        stage.chmod(0o755)
+        stage.rename(folder)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    return Bundle(folder, complete)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle. Raises BundleError."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(f"bundle {folder}: no such folder")
+    try:
+        row: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(f"bundle {folder}: no {MANIFEST}; half copied, or not a bundle") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: want JSON: {error}") from None
+    if not isinstance(row, dict) or row.get("format") != FORMAT:
+        raise BundleError(f"{path}: want format {FORMAT}, got {row.get('format') if isinstance(row, dict) else type(row).__name__!r}")
+    try:
+        manifest = Manifest(**row)
+        numbers_ok = all(isinstance(n, int) and n > 0 for n in (manifest.dims, manifest.item_dims, manifest.max_len))
+        if not numbers_ok or not isinstance(manifest.files, dict) or ONNX not in manifest.files:
+            raise TypeError(f"want whole dims, item_dims and max_len, and {ONNX} among files")
+    except TypeError as error:
+        raise BundleError(f"{path}: {error}") from None
+    for name, wanted in manifest.files.items():
+        try:
+            got = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise BundleError(f"{folder / name}: {error.strerror}") from None
+        if got != wanted:
+            raise BundleError(f"{folder / name}: want sha256 {wanted[:12]}…, got {got[:12]}…; the file was changed or cut")
+    return Bundle(folder, manifest)

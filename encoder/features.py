@@ -1,0 +1,147 @@
+"""Windows and item vectors -> arrays. The only featurizer, for training and for serving.
+
+Shape letters: B users, T events (the longest window here, at most max_len), N rows of an item table, D dims of an item vector.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, check
+
+UNKNOWN = 0  # row of an item that is not known; its vector is zero
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Fibonacci hashing
+
+
+class ItemTable:
+    """Item vectors by 64-bit item key: an open-addressing hash table in numpy, so that a whole batch is looked up at once."""
+
+    def __init__(self, dims: int, capacity: int = 1024) -> None:
+        self.dims = dims
+        self.vectors = np.zeros((capacity, dims), np.float32)  # (N, D), L2-normalised; row UNKNOWN is zero
+        self.size = 1
+        self._keys = np.zeros(capacity, np.uint64)
+        self._rehash(4 * capacity)
+
+    def put(self, key: int, vector: np.ndarray) -> int:
+        """Insert or replace the (D,) vector of an item; returns its row."""
+        row = int(self.index(np.array([key], np.uint64))[0])
+        if row == UNKNOWN:
+            if self.size == len(self.vectors):
+                self.vectors = np.concatenate([self.vectors, np.zeros_like(self.vectors)])
+                self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
+            row, self.size = self.size, self.size + 1
+            self._keys[row] = key
+            if 2 * self.size > len(self._slots):
+                self._rehash(2 * len(self._slots))
+            else:
+                self._place(np.array([row]))
+        self.vectors[row] = vector
+        return row
+
+    def forget(self, key: int) -> int:
+        """Make an item unknown again: its row keeps its place with a zero vector. Returns that row, UNKNOWN if there was none."""
+        row = int(self.index(np.array([key], np.uint64))[0])
+        self.vectors[row] = 0
+        return row
+
+    def index(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) uint64 keys -> (n,) int32 rows, UNKNOWN where a key is not here."""
+        slots, mask = self._slots, len(self._slots) - 1
+        at = self._home(keys)
+        rows = slots[at]
+        todo = np.flatnonzero((rows != UNKNOWN) & (self._keys[rows] != keys))
+        while todo.size:
+            at[todo] = (at[todo] + 1) & mask
+            rows[todo] = slots[at[todo]]
+            todo = todo[(rows[todo] != UNKNOWN) & (self._keys[rows[todo]] != keys[todo])]
+        return rows
+
+    def _home(self, keys: np.ndarray) -> np.ndarray:
+        return ((keys * _MIX) >> self._shift).astype(np.int64)
+
+    def _rehash(self, slots: int) -> None:
+        self._slots = np.zeros(slots, np.int32)
+        self._shift = np.uint64(64 - (slots.bit_length() - 1))
+        self._place(np.arange(1, self.size))
+
+    def _place(self, rows: np.ndarray) -> None:
+        mask = len(self._slots) - 1
+        for row, at in zip(rows.tolist(), self._home(self._keys[rows]).tolist(), strict=True):
+            while self._slots[at] != UNKNOWN:
+                at = (at + 1) & mask
+            self._slots[at] = row
+
+
+@dataclass(frozen=True)
+class Features:
+    """B windows as padded arrays, oldest event first, padding at the end."""
+
+    rows: np.ndarray  # (B, T) of schemas.windows.DTYPE, zero in the padding
+    items: np.ndarray  # (B, T) int32 rows of the item table, UNKNOWN in the padding
+    lengths: np.ndarray  # (B,) int64, 1..T
+    mask: np.ndarray  # (B, T) bool, True where there is an event
+
+    def newest(self, max_len: int) -> "Features":
+        """The newest max_len events of each window."""
+        if self.items.shape[1] <= max_len:
+            return self
+        lengths = np.minimum(self.lengths, max_len)
+        at = np.minimum((self.lengths - lengths)[:, None] + np.arange(max_len), self.items.shape[1] - 1)  # (B, max_len)
+        mask = np.arange(max_len) < lengths[:, None]
+        rows = np.where(mask, np.take_along_axis(self.rows, at, 1), np.zeros((), self.rows.dtype))
+        return Features(rows, np.where(mask, np.take_along_axis(self.items, at, 1), UNKNOWN), lengths, mask)
+
+    def take(self, users: np.ndarray) -> "Features":
+        """Some of the windows, padded to the longest of them."""
+        steps = int(self.lengths[users].max(initial=1))
+        return Features(self.rows[users, :steps], self.items[users, :steps], self.lengths[users], self.mask[users, :steps])
+
+
+def featurize(windows: Sequence[bytes], table: ItemTable, max_len: int) -> Features:
+    """Windows -> Features of their newest max_len events. Raises ValueError on bytes that are no window."""
+    tail = max_len * ROW_BYTES
+    bodies = [check(w)[max(1, len(w) - tail) :] for w in windows]
+    lengths = np.fromiter(map(len, bodies), np.int64, len(bodies)) // ROW_BYTES
+    steps = int(lengths.max(initial=1))
+    mask = np.arange(steps) < lengths[:, None]
+    flat = np.frombuffer(b"".join(bodies), DTYPE)
+    rows = np.zeros((len(bodies), steps), DTYPE)
+    rows[mask] = flat
+    items = np.zeros((len(bodies), steps), np.int32)
+    items[mask] = table.index(flat["item_key"])
+    return Features(rows, items, lengths, mask)
+
+
+PERIODS_S = (3_600.0, 86_400.0, 604_800.0, 31_557_600.0)  # hour, day, week, year
+GAPS_S = tuple(float(2.0**k) for k in np.linspace(0, np.log2(28 * 86_400), 8))  # 1 s to 28 days, evenly in the logarithm
+NUMERIC, TIMES = 4, 2 * len(PERIODS_S) + 2 * len(GAPS_S) + 1
+
+
+def model_inputs(features: Features, table: ItemTable) -> dict[str, np.ndarray]:
+    """What a sequence model sees of B windows, by input name. Nothing is relative to the window's end, which would leak the next gap in training.
+
+    items (B, T, D) vectors, known (B, T) 0 or 1, platform and behavior (B, T) int64, numeric (B, T, NUMERIC): value, log1p of dwell in seconds, and
+    whether each is there; times (B, T, TIMES): sine and cosine of the time of hour, day, week and year and of the gap to the event before on
+    eight scales, and its logarithm; lengths (B,) int64.
+    """
+    rows, mask = features.rows, features.mask
+    known = mask & (features.items != UNKNOWN)
+    has_value, has_dwell = mask & np.isfinite(rows["value"]), mask & (rows["dwell_ds"] != NO_DWELL)
+    dwell = np.log1p(np.where(has_dwell, rows["dwell_ds"], 0) / 10.0)
+    value = np.clip(np.where(has_value, rows["value"], 0.0), -1e3, 1e3)
+    seconds = rows["ts_ms"] / 1000.0
+    gap = np.diff(seconds, axis=1, prepend=seconds[:, :1]) * mask
+    angles = [seconds * (2 * np.pi / p) for p in PERIODS_S] + [gap * (2 * np.pi / p) for p in GAPS_S]
+    waves = [f(a) for a in angles for f in (np.sin, np.cos)]
+    times = np.stack([*waves, np.log1p(np.maximum(gap, 0))], -1) * mask[..., None]
+    return {
+        "items": table.vectors[features.items],
+        "known": known.astype(np.float32),
+        "platform": rows["platform"].astype(np.int64),
+        "behavior": rows["behavior"].astype(np.int64),
+        "numeric": np.stack([value, dwell, has_value, has_dwell], -1).astype(np.float32),
+        "times": times.astype(np.float32),
+        "lengths": features.lengths.astype(np.int64),
+    }

@@ -1,0 +1,105 @@
+"""A profile: interest vector, portrait, freshness and versions of one user.
+
+Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first. `docs/changelog.md` describes every field for readers.
+"""
+
+from collections.abc import Sequence
+
+import msgpack
+import msgspec
+import numpy as np
+
+from schemas.items import unpack_map
+
+VERSION = 1
+VECTOR_TYPE = "float16-le"
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """One action that stands behind an interest."""
+
+    item: str
+    title: str
+    behavior: str
+    at: int
+    """Time of the action, ms."""
+
+
+class Interest(msgspec.Struct, frozen=True):
+    """A named interest. Weights of a portrait sum to at most 1."""
+
+    name: str
+    weight: float
+    """Share of all positive interest in the window, 0..1."""
+    trend: float
+    """Share in the newer half of the window minus share in the older half, -1..1."""
+    platforms: dict[str, float]
+    """Share of each platform in this interest; sums to 1."""
+    evidence: tuple[Evidence, ...]
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What `currents.profiles` says of one user. Times in ms since the epoch."""
+
+    user_id: str
+    updated_at: int
+    last_event_at: int
+    """Time of the newest event in the window."""
+    received_at: int
+    """When the newest of the events that led to this update reached Kafka."""
+    events: int
+    """Events in the window."""
+    unknown_items: int
+    """How many of them are on items whose content has not arrived yet."""
+    encoder_version: str
+    space_id: str
+    dims: int
+    vector_type: str
+    """Always VECTOR_TYPE in this version."""
+    vector: bytes
+    """(dims,) little-endian float16, L2-normalised; all zero while every item is unknown."""
+    interests: tuple[Interest, ...] = ()
+
+
+def pack_vector(vector: np.ndarray) -> bytes:
+    """(dims,) floats -> little-endian float16 bytes."""
+    return vector.astype("<f2").tobytes()
+
+
+def unpack_vector(data: bytes) -> np.ndarray:
+    """Little-endian float16 bytes -> (dims,) float32."""
+    return np.frombuffer(data, "<f2").astype(np.float32)
+
+
+_packer = msgpack.Packer(use_single_float=True)
+_HEAD = [_packer.pack(f) for f in Profile.__struct_fields__]
+_INTERESTS = _HEAD.pop()
+_V = bytes([0x80 + 2 + len(_HEAD)]) + _packer.pack("v") + _packer.pack(VERSION)  # a map's header holds its number of fields
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """Profile -> bytes of `currents.profiles`."""
+    *head, interests = msgspec.structs.astuple(profile)
+    return pack_profile(head, bytes(_packer.pack(msgspec.to_builtins(interests))))
+
+
+def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
+    """The fields of Profile in order, but for interests, which are already a packed array -> bytes of `currents.profiles`."""
+    parts = [_V]
+    for name, value in zip(_HEAD, head, strict=True):
+        parts += (name, _packer.pack(value))
+    return b"".join((*parts, _INTERESTS, interests))
+
+
+def decode_profile(data: bytes) -> Profile:
+    """Bytes of `currents.profiles` -> Profile. Raises ValueError on other bytes, another version or a vector of other length."""
+    row = unpack_map(data, VERSION, "profile")
+    try:
+        profile = msgspec.convert(row, Profile)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise ValueError(f"not a profile: {error}") from None
+    if profile.vector_type != VECTOR_TYPE or len(profile.vector) != 2 * profile.dims:
+        raise ValueError(f"{profile.user_id}: want {2 * profile.dims} bytes of {VECTOR_TYPE}, got {len(profile.vector)} of {profile.vector_type}")
+    return profile
+
+

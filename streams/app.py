@@ -1,0 +1,95 @@
+"""The Faust app: its settings, topics and agents. What there is, nothing that happens."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import faust
+from aiokafka.helpers import create_ssl_context
+
+from streams.batches import BatchApp, RecordBatch
+from streams.settings import Kafka, Settings
+
+log = logging.getLogger("currents.app")
+IN_FLIGHT = 2  # batches of one agent between fetch and ack
+Handle = Callable[[RecordBatch], Awaitable[bool]]
+"""Does everything that a batch asks for; True = may be acked, False = its generation has passed."""
+
+
+def make_app(settings: Settings, url: str) -> BatchApp:
+    """A Faust app of these settings; `url` is where other workers reach this one, and tells it apart from them."""
+    k, w = settings.kafka, settings.worker
+    folder = Path(w.data_dir) / "faust"
+    folder.mkdir(parents=True, exist_ok=True)
+    return BatchApp(
+        w.prefix,
+        broker=[f"kafka://{address.strip()}" for address in k.bootstrap.split(",")],
+        broker_credentials=_credentials(k),
+        broker_session_timeout=w.session_timeout_s,
+        broker_heartbeat_interval=w.session_timeout_s / 4,
+        broker_rebalance_timeout=max(w.session_timeout_s, 6.0),
+        broker_commit_interval=w.commit_interval_s,
+        broker_max_poll_records=w.max_poll_records,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4 << 20,
+        producer_acks=-1,
+        producer_max_batch_size=512 << 10,
+        producer_max_request_size=24 << 20,
+        stream_buffer_maxsize=2,  # batches in flight: more would be fetched ahead in tiny ones, and throughput collapses
+        stream_wait_empty=False,  # Tablets.freeze waits for what is in flight, and only for that
+        table_standby_replicas=0,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        store="memory://",
+        cython_optimizations=True,
+        web_enabled=False,
+        canonical_url=url,
+        datadir=folder,
+        autodiscover=False,
+    )
+
+
+def add_agent(app: BatchApp, topic: str, name: str, handle: Handle) -> None:
+    """An agent that hands every record batch of a topic to `handle`, and acks it afterwards. An exception crashes the app.
+
+    Batches of different partitions overlap: while one waits for the brokers, the next is computed. Those of one partition go one after another.
+    """
+
+    async def run(stream: Any) -> None:
+        free = asyncio.Semaphore(IN_FLIGHT)
+        last: dict[int, asyncio.Task[None]] = {}
+
+        async def one(event: Any, before: asyncio.Task[None] | None) -> None:
+            try:
+                if before is not None:
+                    await before
+                if await handle(event.message):
+                    event.ack()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.error("%s: %s", name, error)
+                await app.crash(error)
+            finally:
+                free.release()
+
+        try:
+            async for event in stream.noack().events():
+                await free.acquire()
+                partition = event.message.partition
+                last[partition] = asyncio.create_task(one(event, last.get(partition)))
+        finally:
+            for task in last.values():
+                task.cancel()
+
+    app.agent(app.batch_topic(topic), name=name)(run)
+
+
+def _credentials(kafka: Kafka) -> Any:
+    ssl = create_ssl_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None) if kafka.security_protocol.endswith("SSL") else None
+    if kafka.sasl_password:
+        password = kafka.sasl_password.get_secret_value()
+        return faust.SASLCredentials(username=kafka.sasl_username, password=password, mechanism=kafka.sasl_mechanism, ssl_context=ssl)
+    return faust.SSLCredentials(ssl) if ssl else None

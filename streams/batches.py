@@ -1,0 +1,180 @@
+"""Record batches through Faust: one message carries what one fetch returned for one partition. The only file that knows Faust's inside.
+
+Plumbing is paid per batch, not per record; group membership, rebalance, ack and commit stay Faust's own.
+Faust 0.15.3 loses fetched messages around a rebalance in four ways; what holds against each here:
+
+  1. fetched while the flow is stopped: the position has moved on, nobody seeks back   -> `perform_seek` on a stopped flow
+  2. fetched by the old generation, tagged with the new one: a hole in front of it     -> re-read once before a hole is believed
+  3. queued between `perform_seek` and `flow_control.resume`, which clears the queues  -> an ack must follow the one before it,
+                                                                                         else the partition is read again from there
+  4. any of these before the group's first commit: there is no offset to seek back to  -> `perform_seek` seeks to the log's start
+"""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import faust
+from aiokafka import TopicPartition
+from faust.events import Event
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, ConsumerMessage
+
+log = logging.getLogger("currents.batches")
+
+
+class RecordBatch(ConsumerMessage):
+    """`value`: aiokafka records of one partition, in order; an ack covers the offsets `first`..`offset`."""
+
+    __slots__ = ("first",)
+    first: int
+
+
+class BatchTopic(faust.Topic):
+    """A topic whose events carry a RecordBatch, undecoded."""
+
+    async def decode(self, message: Any, *, propagate: bool = False) -> Event:
+        """Wrap the batch; records are decoded by whoever reads it."""
+        return Event(self.app, None, message.value, None, message)
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """Always with Faust's own assignor: it tells every worker which URL has which partition."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        self._assignor = self.app.assignor
+        consumer._partition_assignment_strategy = [self._assignor]
+        return consumer
+
+
+class BatchConsumer(driver.Consumer):
+    """Faust's consumer, handing out record batches. Batches of a partition are acked in order (one agent, concurrency 1)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._due: dict[TP, int] = {}  # the offset that the next fetch must begin with
+        self._holes: dict[TP, int] = {}  # where a hole was already re-read once
+        self._handled: dict[TP, int] = {}  # the offset that the next ack must begin with
+        self._lost: set[TP] = set()  # partitions of which a batch went missing between fetch and ack
+        self.lost_batches = 0
+        self.holes_reread = 0
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def create_topic(self, topic: str, partitions: int, replication: int, **_: Any) -> None:
+        """Topics are made by streams.topics before the app starts."""
+
+    async def perform_seek(self) -> None:
+        """Back to the committed offsets, or to the log's start: what was fetched and not acked comes again."""
+        await super().perform_seek()
+        assigned = self.assignment()
+        due = {tp: offset for tp in assigned if (offset := self._read_offset.get(tp))}
+        fresh = [self._new_topicpartition(*tp) for tp in assigned if tp not in due]
+        if fresh:
+            for tp, offset in (await self.earliest_offsets(*fresh)).items():
+                await self.seek(tp, offset)
+                due[TP(*tp)] = offset
+        self._due, self._handled = due, dict(due)
+        self._lost.clear()
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, RecordBatch]]:
+        """Fetch, and yield one batch for each partition."""
+        for tp in list(self._lost):
+            self._lost.discard(tp)
+            if tp in self._handled:
+                self._due[tp] = self._handled[tp]
+                await self.seek(tp, self._handled[tp])
+        generation = self.app.consumer_generation_id
+        records, active = await self._wait_next_records(timeout)
+        if records is None or self.should_stop:
+            return
+        for tp, fetched in records.items():
+            if active is not None and tp not in active and tp not in self._buffered_partitions:
+                continue
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                await self.perform_seek()
+                return
+            batch = await self._batch(tp, fetched, generation)
+            if batch is not None:
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                yield tp, batch
+
+    async def _batch(self, tp: TP, records: list[Any], generation: int) -> RecordBatch | None:
+        due = self._due.get(tp)
+        if due is not None:
+            records = [r for r in records if r.offset >= due]
+            if not records:
+                return None
+            if records[0].offset > due and self._holes.get(tp) != due:
+                log.warning("%s: fetched from offset %d where %d was due: reading again", tp, records[0].offset, due)
+                self.holes_reread += 1
+                self._holes[tp] = due
+                await self.seek(tp, due)
+                return None
+        last = records[-1]
+        batch = RecordBatch(
+            tp.topic, tp.partition, last.offset, last.timestamp / 1000, 0, None, None, records, None, 0, 0, tp, generation_id=generation
+        )
+        batch.first = records[0].offset if due is None else due
+        self._due[tp] = last.offset + 1
+        return batch
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Batches know their first offset; gaps inside (compaction) need no bookkeeping."""
+
+    def ack(self, message: Any) -> bool:
+        """Everything up to the batch's last offset is done, if everything before the batch is."""
+        if message.acked:
+            return False
+        tp = message.tp
+        message.acked = True
+        self._unacked_messages.discard(message)
+        if message.first > self._handled.get(tp, message.first):
+            log.warning("%s: a batch went missing between offsets %d and %d: reading again", tp, self._handled[tp], message.first)
+            self.lost_batches += 1
+            self._lost.add(tp)
+            return False
+        self._handled[tp] = message.offset + 1
+        self._acked[tp][:] = [message.offset]
+        self._n_acked += len(message.value)
+        return True
+
+    def _new_offset(self, tp: TP) -> int | None:
+        acked = self._acked[tp]
+        return acked.pop() + 1 if acked else None
+
+
+class BatchTransport(driver.Transport):
+    """Faust's aiokafka transport with record batches."""
+
+    Consumer = BatchConsumer
+
+
+class BatchApp(faust.App):
+    """A Faust app whose agents read record batches."""
+
+    def _new_transport(self) -> Any:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def batch_topic(self, name: str) -> BatchTopic:
+        """A topic to hand to `app.agent`."""
+        return BatchTopic(self, topics=[name], key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+    def owners(self, topic: str) -> Mapping[int, str]:
+        """Partition -> URL of the worker that has it, as of the last assignment."""
+        distribution = self.assignor.external_topic_distribution
+        return {p: url for url, tps in distribution.items() for p in tps.get(topic, ())}
+
+    @property
+    def lost_batches(self) -> int:
+        """Batches that went missing between fetch and ack, and were read again."""
+        return int(self.consumer.lost_batches)
+
+    def lag(self, tp: TP) -> int | None:
+        """Records of an assigned partition that are not acked yet; None before the first fetch."""
+        consumer = self.consumer
+        high = consumer.highwater(TopicPartition(*tp))
+        done = consumer._handled.get(tp)
+        return None if high is None or done is None else max(0, high - done)

@@ -1,0 +1,162 @@
+"""The demo: an embedded broker, one worker, and a synthetic world whose users drift, live in the terminal."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaProducer
+from rich.console import Console
+from rich.live import Live
+
+from streams import verify
+from streams.broker import embedded
+from streams.screen import draw
+from streams.sending import partition_of
+from streams.settings import Settings
+from streams.topics import admin, create
+from streams.worker import Worker, running
+from streams.world import World
+
+TICK_S = 0.02  # how often events are sent
+SETTLE_S = 30.0  # how long the end may take
+
+
+@dataclass
+class Sent:
+    """What the world has sent so far."""
+
+    events: int = 0
+    bad: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+def demo_settings(bootstrap: str, data_dir: Path) -> Settings:
+    """Settings of the demo: the world's three platforms, everything else by default."""
+    values = tomllib.loads((files("streams") / "data" / "demo.toml").read_text())
+    values |= {"kafka": {"bootstrap": bootstrap}, "worker": {"data_dir": data_dir, "partitions": 4}, "query": {"port": 0}}
+    return Settings(**values)
+
+
+def run_demo(seconds: float | None, as_json: bool, seed: int, rate: float, users: int) -> int:
+    """Run until `seconds` have passed or a signal comes; the last line printed is the result as JSON. Exit status 1 if a window is wrong."""
+    with embedded() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-demo-") as folder:
+        result = asyncio.run(_demo(demo_settings(bootstrap, Path(folder)), World(seed, users), seconds, as_json, rate))
+    print(orjson.dumps(result).decode() if as_json else _sentence(result), flush=True)
+    return 1 if result["windows_wrong"] else 0
+
+
+async def _demo(settings: Settings, world: World, seconds: float | None, as_json: bool, rate: float) -> dict[str, Any]:
+    stop, sent = asyncio.Event(), Sent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    client = await asyncio.to_thread(admin, settings.kafka)
+    await asyncio.to_thread(create, client, settings, True)
+    client.close()
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, linger_ms=5, max_batch_size=256 << 10)
+    await producer.start()
+    try:
+        items = await _send_items(producer, settings, world)
+        async with running(settings) as worker:
+            await _until(lambda: worker.ready() and worker.store.table.size > items, worker, stop)
+            if seconds is not None:
+                asyncio.get_running_loop().call_later(seconds, stop.set)
+            sent.started = time.monotonic()
+            screen = asyncio.ensure_future(_show(worker, world, sent)) if not as_json else None
+            await _send_events(producer, settings, world, sent, rate, stop, worker)
+            took = time.monotonic() - sent.started
+            await producer.flush()
+            await _until(lambda: _handled(worker) >= sent.events and not worker.lag(), worker)
+            if screen is not None:
+                screen.cancel()
+                await asyncio.gather(screen, return_exceptions=True)
+            return await _result(settings, worker, sent, took)
+    finally:
+        await producer.stop()
+
+
+async def _send_items(producer: AIOKafkaProducer, settings: Settings, world: World) -> int:
+    topics, n = {p.name: p.items_topic for p in settings.platforms}, 0
+    for platform, key, value in world.items():
+        await producer.send(topics[platform], value, key)
+        n += 1
+    await producer.flush()
+    return n
+
+
+async def _send_events(
+    producer: AIOKafkaProducer, settings: Settings, world: World, sent: Sent, rate: float, stop: asyncio.Event, worker: Worker
+) -> None:
+    """The world's events at `rate` a second, in small bunches, until `stop`."""
+    topics = {p.name: p.topic for p in settings.platforms}
+    partitions = settings.worker.partitions
+    events = world.events(lambda: time.time_ns() // 1_000_000)
+    while not stop.is_set() and not worker.failed.done():
+        due = int((time.monotonic() - sent.started) * rate) - sent.events
+        for event in (next(events) for _ in range(due)):
+            partition = partition_of(event.key, partitions) if event.key is not None else 0
+            await producer.send(topics[event.platform], event.value, event.key, partition)
+            sent.events += 1
+            sent.bad += event.kind == "bad"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), TICK_S)
+    if worker.failed.done():
+        await worker.failed
+
+
+def _handled(worker: Worker) -> float:
+    return worker.metrics.value("currents_received_total")
+
+
+async def _until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:
+    deadline = time.monotonic() + SETTLE_S
+    while not condition() and time.monotonic() < deadline and not (stop and stop.is_set()):
+        if worker.failed.done():
+            await worker.failed
+        await asyncio.sleep(0.05)
+
+
+async def _show(worker: Worker, world: World, sent: Sent) -> None:
+    with Live(console=Console(), refresh_per_second=4, screen=sys.stdout.isatty()) as live:
+        while True:
+            live.update(draw(worker, world.featured, sent.events, sent.started))
+            await asyncio.sleep(0.25)
+
+
+async def _result(settings: Settings, worker: Worker, sent: Sent, took: float) -> dict[str, Any]:
+    """The figures, and the check of every stored window against the offline fold of the whole log."""
+    log = await verify.read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
+    names = {p.code: p.name for p in settings.platforms}
+    expected, duplicates = verify.offline_windows(log, names, settings.encoding.window)
+    stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows")}
+    profiles = sum(1 for tablet in worker.tablets for _ in tablet.scan("profiles"))
+    p50, p99 = worker.metrics.age.percentiles(50, 99)
+    return {
+        "events": sent.events,
+        "normalised": len(log),
+        "duplicates": duplicates,
+        "dead_letters": int(worker.metrics.value("currents_dead_letters_total")),
+        "injected_bad": sent.bad,
+        "users": len(expected),
+        "profiles": profiles,
+        "windows_wrong": verify.wrong(expected, stored),
+        "age_p50_ms": round(p50, 1),
+        "age_p99_ms": round(p99, 1),
+        "events_per_s": round(sent.events / took, 1),
+    }
+
+
+def _sentence(r: dict[str, Any]) -> str:
+    return (
+        f"{r['events']} events of {r['users']} users, {r['duplicates']} of them duplicates; {r['dead_letters']} dead letters for {r['injected_bad']} "
+        f"broken events; profiles {r['age_p50_ms']:.0f} ms old at the median, {r['age_p99_ms']:.0f} ms at p99; "
+        f"{r['windows_wrong']} of {r['users']} windows differ from the offline fold of the whole log."
+    )

@@ -1,0 +1,131 @@
+"""Items: content → item vector → `currents.item-vectors` (agent), and every worker's local store of all of them."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from rocksdict import WriteBatch
+
+from encoder.features import UNKNOWN, ItemTable
+from encoder.towers import Tower
+from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
+from schemas.profiles import pack_vector, unpack_vector
+from streams.tablets import StorageError, open_db
+
+log = logging.getLogger("currents.items")
+_pack = msgpack.Packer().pack
+_ITEM, _TITLE = _pack("item"), _pack("title")
+_LOADED = 10_000  # rows applied at once while loading
+
+
+def item_rows(items: Sequence[Item], tower: Tower, at_ms: int) -> list[tuple[bytes, bytes, int]]:
+    """Items -> rows of `currents.item-vectors`. Runs the tower: call it in a thread."""
+    vectors = tower.encode([content(i) for i in items])
+    rows = []
+    for item, vector in zip(items, vectors, strict=True):
+        value = ItemVector(item.item, item.title, item.categories, tower.space_id, tower.dims, pack_vector(vector), at_ms)
+        rows.append((item.item.encode(), encode_item_vector(value), at_ms))
+    return rows
+
+
+class ItemStore:
+    """All item vectors of one space: RocksDB for the next start, and arrays for encoding, ranking and portraits.
+
+    Not thread-safe: every call belongs on the one thread that encodes.
+    """
+
+    def __init__(self, folder: Path, space_id: str, dims: int) -> None:
+        self.space_id = space_id
+        self.table = ItemTable(dims)
+        self.categories = np.full((1024, MAX_CATEGORIES), -1, np.int32)  # (N, C) category numbers of each row
+        self.category_packed: list[bytes] = []
+        self.item_packed: list[bytes] = [b""]
+        self.titles: list[str] = [""]
+        self.foreign = 0
+        self._category: dict[str, int] = {}
+        self._db = open_db(folder, None, 16 << 20, ("rows", "offsets"))
+        self._rows, self._offsets = self._db.get_column_family("rows"), self._db.get_column_family("offsets")
+
+    def load(self) -> int:
+        """Rows of earlier runs into memory; returns how many items are known."""
+        began = time.perf_counter()
+        for _, value in self._rows.items():
+            self._put(decode_item_vector(value))
+        if self.table.size > 1:
+            log.info("%d items loaded in %.2f s", self.table.size - 1, time.perf_counter() - began)
+        return self.table.size - 1
+
+    def apply(self, rows: Iterable[tuple[bytes, bytes | None]], tp: tuple[str, int], offset: int) -> list[int]:
+        """Rows of `currents.item-vectors` up to `offset`, to memory and disk; returns the keys of items that were unknown before."""
+        arrived = []
+        batch = WriteBatch(raw_mode=True)
+        handle = self._db.get_column_family_handle("rows")
+        for name, value in rows:
+            if value is None:
+                batch.delete(name, handle)
+                self.table.forget(item_key(name.decode()))
+                continue
+            try:
+                item = decode_item_vector(value)
+            except ValueError as error:
+                log.warning("item %r: %s: left out", name, error)
+                continue
+            batch.put(name, value, handle)
+            if (key := self._put(item)) is not None:
+                arrived.append(key)
+        batch.put(f"{tp[0]}/{tp[1]}".encode(), offset.to_bytes(8, "big"), self._db.get_column_family_handle("offsets"))
+        try:
+            self._db.write(batch)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StorageError(f"{self._db.path()}: {error}; is the disk full?") from None
+        return arrived
+
+    def next_offset(self, tp: tuple[str, int]) -> int:
+        """Where reading a partition of `currents.item-vectors` goes on."""
+        found = self._offsets.get(f"{tp[0]}/{tp[1]}".encode())
+        return int.from_bytes(found, "big") + 1 if found else 0
+
+    def _put(self, item: ItemVector) -> int | None:
+        """Into memory; the item's key if it was unknown. Vectors of another space are no vectors here."""
+        if item.space_id != self.space_id or item.dims != self.table.dims:
+            self.foreign += 1
+            return None
+        key = item_key(item.item)
+        known = self.index([item.item])[0] != UNKNOWN
+        row = self.table.put(key, unpack_vector(item.vector))
+        if row >= len(self.categories):
+            self.categories = np.concatenate([self.categories, np.full_like(self.categories, -1)])
+        if row == len(self.item_packed):
+            self.item_packed.append(b"")
+            self.titles.append("")
+        self.categories[row] = -1
+        for column, name in enumerate(item.categories[:MAX_CATEGORIES]):
+            self.categories[row, column] = self._number(name)
+        self.item_packed[row] = _ITEM + _pack(item.item) + _TITLE + _pack(item.title)
+        self.titles[row] = item.title
+        return None if known else key
+
+    def _number(self, category: str) -> int:
+        number = self._category.setdefault(category, len(self._category))
+        if number == len(self.category_packed):
+            self.category_packed.append(_pack(category))
+        return number
+
+    def index(self, items: Sequence[str]) -> np.ndarray:
+        """(n,) rows of `platform:item_id` names, UNKNOWN where there is no vector."""
+        return self.table.index(np.array([item_key(i) for i in items], np.uint64))
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return int(self._rows.property_int_value("rocksdb.total-sst-files-size") or 0)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._rows.close()
+        self._offsets.close()
+        self._db.close()
+
+

@@ -1,0 +1,76 @@
+"""What a worker counts, for Prometheus."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+AGE_BUCKETS_MS = (10, 25, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2500, 5000, 10_000, 30_000, 60_000, 600_000)
+RECENT = 100_000  # ages kept for percentiles
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class AgeHistogram(Collector):
+    """Event→profile age. Takes a whole batch at once, which Histogram cannot."""
+
+    def __init__(self) -> None:
+        self._edges = np.array(AGE_BUCKETS_MS, float)
+        self._counts = np.zeros(len(self._edges) + 1)
+        self._sum = 0.0
+        self._recent = np.zeros(RECENT)
+        self._seen = 0
+
+    def observe(self, ages_ms: np.ndarray) -> None:
+        """Count (n,) ages in ms."""
+        self._counts += np.bincount(np.searchsorted(self._edges, ages_ms), minlength=len(self._counts))
+        self._sum += float(ages_ms.sum())
+        kept = ages_ms[-RECENT:]
+        self._recent[(self._seen + np.arange(len(kept))) % RECENT] = kept
+        self._seen += len(kept)
+
+    def percentiles(self, *wanted: float) -> list[float]:
+        """Percentiles of the last RECENT ages, ms; zeros before the first."""
+        known = self._recent[: min(self._seen, RECENT)]
+        return np.percentile(known, wanted).tolist() if known.size else [0.0] * len(wanted)
+
+    def collect(self) -> Iterator[Metric]:
+        """One cumulative histogram, in seconds as Prometheus wants it."""
+        bounds = [*(f"{e / 1000:g}" for e in self._edges), "+Inf"]
+        buckets = list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
+        family = HistogramMetricFamily("currents_event_age_seconds", "From an event's arrival in Kafka to its acknowledged profile")
+        family.add_metric([], buckets, self._sum / 1000)
+        yield family
+
+
+class Metrics:
+    """One registry per worker."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.received = Counter("currents_received_total", "Records read from platform topics", ["platform"], registry=r)
+        self.events = Counter("currents_events_total", "Events written to the unified topic", ["platform"], registry=r)
+        self.filtered = Counter("currents_filtered_total", "Records left out by a mapping's filters", ["platform"], registry=r)
+        self.dead = Counter("currents_dead_letters_total", "Records rejected", ["platform", "reason"], registry=r)
+        self.items = Counter("currents_items_total", "Item vectors written", ["platform"], registry=r)
+        self.folded = Counter("currents_folded_total", "Events folded into windows", registry=r)
+        self.unchanged = Counter("currents_unchanged_total", "Windows that a batch left as they were: duplicates, replays, too old", registry=r)
+        self.profiles = Counter("currents_profiles_total", "Profiles written", registry=r)
+        self.reencoded = Counter("currents_reencoded_total", "Profiles written again for late item vectors", registry=r)
+        self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)
+        self.batch_seconds = Histogram("currents_batch_seconds", "One update batch, from records to acknowledgement", buckets=SECONDS, registry=r)
+        self.encode_seconds = Histogram("currents_encode_seconds", "Fold, encode and portrait of one batch", buckets=SECONDS, registry=r)
+        self.batch_events = Histogram("currents_batch_events", "Events in one update batch", buckets=(1, 5, 10, 50, 100, 500, 1000, 2000, 4000), registry=r)
+        self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
+        self.age = AgeHistogram()
+        r.register(self.age)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A value that is read when asked for."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples with these labels."""
+        found = (s for family in self.registry.restricted_registry([name]).collect() for s in family.samples if s.name == name)
+        return sum(s.value for s in found if labels.items() <= s.labels.items())

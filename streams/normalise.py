@@ -1,0 +1,103 @@
+"""Agents: a platform's records → unified events, and a platform's items → item vectors. What cannot be used becomes a dead letter."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from encoder.towers import Tower
+from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
+from schemas.events import encode_event
+from schemas.items import Item, item_name
+from schemas.mapping import Mapper, Rejected
+from streams.items import item_rows
+from streams.metrics import Metrics
+from streams.sending import Row, Sender, by_partition
+from streams.settings import Settings
+from streams.tablets import now_ms
+
+
+@dataclass
+class Mapped:
+    """What one record batch became, before anything is sent."""
+
+    rows: list[Row] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    filtered: int = 0
+
+
+def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
+    """Records of `events.<platform>` -> rows of `currents.events`. They keep the record's time, from which the age of a profile counts."""
+    out, now = Mapped(), now_ms()
+    for r in records:
+        events = mapper.events(r.value, r.topic, r.partition, r.offset, now)
+        if isinstance(events, Rejected):
+            out.dead.append(letter_of(r, events.reason, events.detail, platform, now))
+            continue
+        out.filtered += not events
+        out.rows += [(e.user_id.encode(), encode_event(e), r.timestamp) for e in events]
+    return out
+
+
+def map_items(records: Sequence[Any], mapper: Mapper, platform: str, tower: Tower) -> Mapped:
+    """Records of `items.<platform>` -> rows of `currents.item-vectors`. A null value with the item's id as key takes the item away."""
+    out, items, now = Mapped(), list[Item](), now_ms()
+    for r in records:
+        if r.value is None and r.key:
+            try:
+                out.rows.append((item_name(platform, r.key.decode()).encode(), None, r.timestamp))
+            except UnicodeDecodeError:
+                out.dead.append(letter_of(r, "empty-value", "a tombstone whose key is not UTF-8", platform, now))
+            continue
+        item = mapper.item(r.value)
+        if isinstance(item, Rejected):
+            out.dead.append(letter_of(r, item.reason, item.detail, platform, now))
+        else:
+            items.append(item)
+    out.rows += item_rows(items, tower, now) if items else []
+    return out
+
+
+class Normaliser:
+    """Everything between a record batch of a platform and its acknowledged rows."""
+
+    def __init__(self, settings: Settings, tower: Tower, sender: Sender, metrics: Metrics, pool: Executor) -> None:
+        self._partitions = settings.worker.partitions
+        self._events, self._vectors, self._dead = settings.topic("events"), settings.topic("item-vectors"), settings.topic("dead-letters")
+        self._mappers = mappers(settings)
+        self._tower, self._sender, self._metrics, self._pool = tower, sender, metrics, pool
+
+    async def events(self, platform: str, records: Sequence[Any]) -> None:
+        """Map and send; returns when every row is acknowledged."""
+        mapped = await self._run(map_events, records, self._mappers[platform], platform)
+        await self._send(self._events, mapped)
+        m = self._metrics
+        m.received.labels(platform).inc(len(records))
+        m.events.labels(platform).inc(len(mapped.rows))
+        m.filtered.labels(platform).inc(mapped.filtered)
+
+    async def items(self, platform: str, records: Sequence[Any]) -> None:
+        """Embed and send; returns when every row is acknowledged."""
+        mapped = await self._run(map_items, records, self._mappers[platform], platform, self._tower)
+        await self._send(self._vectors, mapped)
+        self._metrics.items.labels(platform).inc(len(mapped.rows))
+
+    async def _send(self, topic: str, mapped: Mapped) -> None:
+        letters: list[Row] = [(d.key, encode_dead_letter(d), d.at) for d in mapped.dead]
+        await self._sender.send_all({topic: by_partition(mapped.rows, self._partitions), self._dead: by_partition(letters, self._partitions)})
+        for d in mapped.dead:
+            self._metrics.dead.labels(d.platform, d.reason).inc()
+
+    async def _run(self, function: Any, *arguments: Any) -> Mapped:
+        result: Mapped = await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return result
+
+
+def mappers(settings: Settings) -> dict[str, Mapper]:
+    """A compiled mapper for each platform of the settings."""
+    earliest = datetime.fromisoformat(settings.ingest.earliest)
+    earliest_ms = round((earliest if earliest.tzinfo else earliest.replace(tzinfo=UTC)).timestamp() * 1000)
+    skew_ms = round(settings.ingest.max_skew_s * 1000)
+    return {p.name: Mapper(p, skew_ms, earliest_ms, settings.ingest.max_bytes) for p in settings.platforms}

@@ -1,0 +1,202 @@
+"""Settings: one TOML file and environment variables, read once. `docs/settings.md` lists every key."""
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.events import BEHAVIOR_CODE, BEHAVIORS
+from schemas.mapping import PlatformMapping
+
+ENV_PREFIX = "CURRENTS_"
+CONFIG_VARIABLE = "CURRENTS_CONFIG"
+CONFIG_FILE = "currents.toml"
+BEHAVIOR_WEIGHTS = {
+    "view": 1.0, "click": 1.0, "read": 1.5, "like": 3.0, "follow": 3.0, "share": 3.0, "comment": 3.0,
+    "save": 3.0, "search": 1.0, "cart": 4.0, "buy": 6.0, "rate": 3.0, "hide": -4.0, "unknown": 0.5,
+}  # fmt: skip
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used: says key, value and what was expected."""
+
+
+class Section(BaseModel):
+    """A table of the settings file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kafka(Section):
+    """The brokers, and how to reach them."""
+
+    bootstrap: str = Field("127.0.0.1:9092", description="Brokers, `host:port`, comma-separated")
+    replication: int = Field(1, ge=1, description="Replication factor of the topics that Currents creates")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="Protocol towards the brokers")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism, with a SASL protocol")
+    sasl_username: str | None = Field(None, description="SASL user")
+    sasl_password: SecretStr | None = Field(None, description="SASL password; never printed")
+    ssl_ca_file: Path | None = Field(None, description="CA certificates (PEM) for SSL; the system's by default")
+
+    @model_validator(mode="after")
+    def _sasl_needs_a_user(self) -> "Kafka":
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"security_protocol = {self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+
+class Worker(Section):
+    """One worker process."""
+
+    prefix: str = Field("currents", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Consumer group, and prefix of Currents' own topics")
+    data_dir: Path = Field(Path("currents-data"), description="Folder of the RocksDB stores; one worker each")
+    partitions: int = Field(8, ge=1, le=512, description="Partitions of `<prefix>.events`, windows and profiles; fixed once created")
+    max_poll_records: int = Field(4000, ge=1, description="Largest record batch")
+    session_timeout_s: float = Field(6.0, gt=0, description="Seconds without heartbeat after which the group gives a worker up")
+    commit_interval_s: float = Field(1.0, gt=0, description="Seconds between offset commits")
+    cache_mb: int = Field(64, ge=1, description="RocksDB block cache of the whole worker, MiB")
+    write_buffer_mb: int = Field(8, ge=1, description="RocksDB memtable of one tablet's table, MiB")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
+
+
+class Ingest(Section):
+    """What is accepted of platform events."""
+
+    max_skew_s: float = Field(300.0, ge=0, description="Events further ahead of the clock than this are dead letters")
+    earliest: str = Field("2000-01-01T00:00:00+00:00", description="Events before this time (ISO 8601) are dead letters")
+    max_bytes: int = Field(2_000_000, ge=1, description="Larger events are dead letters")
+    dead_letter_days: float = Field(14.0, gt=0, description="Retention of dead letters, days")
+    event_days: float = Field(30.0, gt=0, description="Retention of the unified topic, days")
+
+
+class Encoding(Section):
+    """Item tower and encoder."""
+
+    tower: str = Field("static", description="`static` (shipped), or a Hugging Face text model or folder (extra `train`)")
+    encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
+    threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
+    window: int = Field(64, ge=1, le=512, description="Events kept per user")
+
+
+class Portrait(Section):
+    """The readable side of a profile."""
+
+    interests: int = Field(10, ge=0, le=100, description="Named interests kept per profile")
+    evidence: int = Field(2, ge=0, le=10, description="Items named behind each interest")
+    half_life_h: float = Field(336.0, gt=0, description="Hours after which an event counts half")
+    weights: dict[str, float] = Field(BEHAVIOR_WEIGHTS, description="Weight of each behavior; negative counts against")
+
+    @model_validator(mode="after")
+    def _known_behaviors(self) -> "Portrait":
+        unknown = sorted(set(self.weights) - set(BEHAVIOR_CODE))
+        if unknown:
+            raise ValueError(f"weights: unknown behavior {unknown[0]!r}, want one of {', '.join(BEHAVIORS)}")
+        return self
+
+
+class Query(Section):
+    """The query endpoint."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8321, ge=0, le=65535, description="Port; 0 takes a free one")
+    url: str | None = Field(None, description="Where other workers reach this one; `http://host:port` by default")
+    max_batch: int = Field(1000, ge=1, description="Users in one batchGet, items in one rank")
+    max_body_bytes: int = Field(4_000_000, ge=1, description="Larger request bodies are refused")
+
+
+class Settings(BaseSettings):
+    """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True)
+
+    kafka: Kafka = Kafka()
+    worker: Worker = Worker()
+    ingest: Ingest = Ingest()
+    encoding: Encoding = Encoding()
+    portrait: Portrait = Portrait()
+    query: Query = Query()
+    platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then what `load` read from the file."""
+        return _Environment(settings_cls), init_settings
+
+    @model_validator(mode="after")
+    def _distinct_platforms(self) -> "Settings":
+        for what in ("name", "code", "topic"):
+            seen = [getattr(p, what) for p in self.platforms]
+            twice = next((v for v in seen if seen.count(v) > 1), None)
+            if twice is not None:
+                raise ValueError(f"platforms: {what} = {twice!r} stands twice")
+        return self
+
+    def topic(self, name: str) -> str:
+        """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""
+        return f"{self.worker.prefix}.{name}"
+
+
+class _Environment(EnvSettingsSource):
+    """Environment variables, but for the one that names the settings file."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self.env_vars = {k: v for k, v in self.env_vars.items() if k.upper() != CONFIG_VARIABLE}
+
+
+def load(path: Path | None = None) -> Settings:
+    """Settings from `path`, $CURRENTS_CONFIG or ./currents.toml if there is one, and the environment. Raises SettingsError."""
+    values, name = read_file(path)
+    known = {f"{ENV_PREFIX}{section}".upper() for section in Settings.model_fields}
+    for variable in os.environ:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() != CONFIG_VARIABLE and variable.upper().split("__")[0] not in known:
+            raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>")
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_say(e, name) for e in error.errors())) from None
+    except Exception as error:  # pydantic-settings wraps JSON errors of complex variables in its own type
+        raise SettingsError(f"environment: {error}") from None
+
+
+def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
+    """The settings file as a dict, and its name; ({}, "defaults") without one. Raises SettingsError."""
+    given = path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    file = given or Path(CONFIG_FILE)
+    if given is None and not file.exists():
+        return {}, "defaults"
+    try:
+        return tomllib.loads(file.read_text()), str(file)
+    except OSError as error:
+        raise SettingsError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not TOML: {error}") from None
+
+
+def _say(error: Mapping[str, Any], name: str) -> str:
+    key = ".".join(map(str, error["loc"])) or "settings"
+    value = error.get("input")
+    shown = "" if isinstance(value, dict | BaseModel) or "password" in key else f" = {value!r:.100}"
+    return f"{name}: {key}{shown}: {error['msg']}"
+
+
+def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str, str, str]]:
+    """(key, value, source) of every effective setting; source is "default", "environment" or the file. Secrets are masked."""
+    values, name = read_file(path)
+    environment = _Environment(Settings)()
+    for section, field in Settings.model_fields.items():
+        chosen = getattr(settings, section)
+        if not isinstance(chosen, Section):
+            source = "environment" if section in environment else name if section in values else "default"
+            yield section, ", ".join(p.name for p in chosen) or "none", source
+            continue
+        del field
+        for key, value in chosen:
+            source = "environment" if key in environment.get(section, {}) else name if key in values.get(section, {}) else "default"
+            yield f"{section}.{key}", str(value), source

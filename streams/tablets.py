@@ -1,0 +1,229 @@
+"""A tablet: one partition of the window and profile tables in one RocksDB, and who may write to it when.
+
+Column families of a tablet, keys and values in raw bytes:
+
+    windows   user_id -> window
+    profiles  user_id -> profile
+    waiting   item_key (8 bytes, big-endian) + user_id -> ""   users whose window holds an item without a vector
+    meta      changelog topic -> offset of its last row here, wall clock in ms (two big-endian i64)
+"""
+
+import asyncio
+import logging
+import shutil
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
+
+log = logging.getLogger("currents.tablets")
+FAMILIES = ("windows", "profiles", "waiting", "meta")
+STALE_MS = 12 * 3_600_000
+"""Half of Kafka's default delete.retention.ms: a longer absence may have missed an erasure, so the tablet is rebuilt."""
+_META = struct.Struct(">qq")
+
+
+class StorageError(RuntimeError):
+    """A data folder that cannot be used: says which, why and what to do."""
+
+
+def options(cache: Cache | None, write_buffer_bytes: int) -> Options:
+    """RocksDB options of one column family: small memtable, shared cache, zstd below the first levels."""
+    o = Options(raw_mode=True)
+    o.create_if_missing(True)
+    o.create_missing_column_families(True)
+    o.set_write_buffer_size(write_buffer_bytes)
+    o.set_max_write_buffer_number(3)
+    o.set_compression_type(DBCompressionType.lz4())
+    o.set_bottommost_compression_type(DBCompressionType.zstd())
+    o.set_keep_log_file_num(2)
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)
+    table.set_block_size(16 << 10)
+    if cache is not None:
+        table.set_block_cache(cache)
+    o.set_block_based_table_factory(table)
+    return o
+
+
+def open_db(path: Path, cache: Cache | None, write_buffer_bytes: int, families: Iterable[str]) -> Rdict:
+    """Open or make a RocksDB. Raises StorageError with what to do."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return Rdict(str(path), options(cache, write_buffer_bytes), {f: options(cache, write_buffer_bytes) for f in families})
+    except Exception as error:  # rocksdict raises bare Exception
+        hint = "another worker uses this folder: give each its own worker.data_dir" if "lock" in str(error).lower() else "is the disk full or damaged?"
+        raise StorageError(f"{path}: {error}; {hint}") from None
+
+
+class Tablet:
+    """One partition's tables. Writes happen under `lock`, by one batch at a time."""
+
+    def __init__(self, partition: int, path: Path, cache: Cache | None = None, write_buffer_bytes: int = 8 << 20) -> None:
+        self.partition, self.path = partition, path
+        self.lock = asyncio.Lock()
+        self.restored = asyncio.Event()
+        self.restoring: asyncio.Task[None] | None = None
+        self._db = open_db(path, cache, write_buffer_bytes, FAMILIES)
+        self._cf = {f: self._db.get_column_family(f) for f in FAMILIES}
+        self._handle = {f: self._db.get_column_family_handle(f) for f in FAMILIES}
+
+    def windows(self, users: list[bytes]) -> list[bytes | None]:
+        """Windows of users, None where there is none."""
+        return list(self._cf["windows"].get(users))
+
+    def profile(self, user: bytes) -> bytes | None:
+        """The stored profile of a user."""
+        found: bytes | None = self._cf["profiles"].get(user)
+        return found
+
+    def write(
+        self,
+        windows: Iterable[tuple[bytes, bytes | None]] = (),
+        profiles: Iterable[tuple[bytes, bytes | None]] = (),
+        waiting: Iterable[tuple[bytes, bytes]] = (),
+        arrived: Iterable[tuple[bytes, bytes]] = (),
+        offsets: Mapping[str, int] | None = None,
+        now_ms: int = 0,
+    ) -> None:
+        """All or nothing: rows (value None = delete), (item key, user) pairs that wait or no longer do, changelog offsets."""
+        batch = WriteBatch(raw_mode=True)
+        for family, rows in (("windows", windows), ("profiles", profiles)):
+            handle = self._handle[family]
+            for key, value in rows:
+                if value is None:
+                    batch.delete(key, handle)
+                else:
+                    batch.put(key, value, handle)
+        for item, user in waiting:
+            batch.put(item + user, b"", self._handle["waiting"])
+        for item, user in arrived:
+            batch.delete(item + user, self._handle["waiting"])
+        for topic, offset in (offsets or {}).items():
+            batch.put(topic.encode(), _META.pack(offset, now_ms), self._handle["meta"])
+        try:
+            self._db.write(batch)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise StorageError(f"{self.path}: {error}; is the disk full?") from None
+
+    def offset(self, topic: str) -> tuple[int, int]:
+        """(offset of the last row of a changelog that is in here, when it was noted in ms); (-1, 0) when new."""
+        found = self._cf["meta"].get(topic.encode())
+        return _META.unpack(found) if found else (-1, 0)
+
+    def waiting(self, item: bytes) -> Iterator[bytes]:
+        """Users who wait for an item (its 8-byte key)."""
+        it = self._cf["waiting"].iter()
+        it.seek(item)
+        while it.valid() and it.key()[:8] == item:
+            yield it.key()[8:]
+            it.next()
+
+    def awaited(self) -> Iterator[bytes]:
+        """The 8-byte keys of all items that somebody waits for."""
+        it = self._cf["waiting"].iter()
+        it.seek_to_first()
+        while it.valid():
+            item = it.key()[:8]
+            yield item
+            it.seek(item + b"\xff" * 8)  # past every user: UTF-8 has no byte ff
+
+    def scan(self, family: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every row of a table, in key order."""
+        yield from self._cf[family].items()
+
+    def size(self) -> dict[str, int]:
+        """Estimated users, and bytes on disk and in memtables."""
+        cf = self._cf
+        disk = sum(c.property_int_value("rocksdb.total-sst-files-size") or 0 for c in cf.values())
+        memory = sum(c.property_int_value("rocksdb.cur-size-all-mem-tables") or 0 for c in cf.values())
+        return {"users": cf["profiles"].property_int_value("rocksdb.estimate-num-keys") or 0, "disk": disk, "memory": memory}
+
+    def close(self) -> None:
+        """Close the files; the tablet is not used again."""
+        self._handle.clear()
+        for family in self._cf.values():
+            family.close()
+        self._cf.clear()
+        self._db.close()
+
+
+class Tablets:
+    """The tablets of one worker. A batch is written only by the generation that it was fetched in."""
+
+    def __init__(self, folder: Path, cache_mb: int, write_buffer_mb: int) -> None:
+        self._folder = folder
+        self._cache = Cache(cache_mb << 20)
+        self._write_buffer_bytes = write_buffer_mb << 20
+        self._open: dict[int, Tablet] = {}
+        self.generation: int | None = None
+        """None while partitions are on the move: nobody writes."""
+
+    def __iter__(self) -> Iterator[Tablet]:
+        return iter(list(self._open.values()))
+
+    def get(self, partition: int) -> Tablet | None:
+        """The tablet of a partition that this worker has, restored or not."""
+        return self._open.get(partition)
+
+    async def freeze(self) -> None:
+        """Partitions are being revoked: let batches in flight finish, begin no other, and stop restoring."""
+        self.generation = None
+        for tablet in self:
+            if tablet.restoring is not None and not tablet.restoring.done():
+                tablet.restoring.cancel()
+                await asyncio.wait([tablet.restoring])
+            async with tablet.lock:
+                pass
+
+    def assign(self, partitions: set[int], generation: int) -> list[Tablet]:
+        """Close what went, open what came; returns the tablets that are to be restored."""
+        for partition in set(self._open) - partitions:
+            self._open.pop(partition).close()
+        self._open |= {p: self.open(p) for p in sorted(partitions - set(self._open))}
+        self.generation = generation
+        return [t for t in self if not t.restored.is_set()]
+
+    def open(self, partition: int) -> Tablet:
+        """Open the RocksDB of a partition."""
+        return Tablet(partition, self._folder / f"tablet-{partition}", self._cache, self._write_buffer_bytes)
+
+    def wipe(self, tablet: Tablet) -> None:
+        """Empty a tablet that cannot be trusted, in place."""
+        tablet.close()
+        shutil.rmtree(tablet.path)
+        fresh = self.open(tablet.partition)
+        tablet._db, tablet._cf, tablet._handle = fresh._db, fresh._cf, fresh._handle
+
+    async def ready(self, partition: int, generation: int) -> Tablet | None:
+        """The tablet once it is restored, or None when the generation has passed."""
+        while generation == self.generation:
+            tablet = self._open.get(partition)
+            if tablet is None:
+                return None
+            if tablet.restored.is_set():
+                return tablet
+            try:
+                await asyncio.wait_for(tablet.restored.wait(), 0.5)
+            except TimeoutError:
+                continue  # the generation may have passed meanwhile
+        return None
+
+    def close(self) -> None:
+        """Close everything."""
+        self.generation = None
+        for tablet in self:
+            tablet.close()
+        self._open.clear()
+
+
+def now_ms() -> int:
+    """The wall clock, ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def key_bytes(item_key: int) -> bytes:
+    """An item key as the 8 bytes that begin a row of `waiting`."""
+    return item_key.to_bytes(8, "big")

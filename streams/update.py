@@ -1,0 +1,181 @@
+"""Agent: events → windows → profiles. And the same again for users whose items arrived late."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
+from schemas.events import decode_event
+from schemas.items import item_name
+from schemas.profiles import decode_profile
+from schemas.windows import fold, row_of
+from streams.metrics import Metrics
+from streams.profiler import Profiler
+from streams.sending import Sender
+from streams.settings import Settings
+from streams.tablets import Tablet, Tablets, key_bytes, now_ms
+
+log = logging.getLogger("currents.update")
+REENCODE_CHUNK = 500  # users: small, so that live events wait little
+
+
+@dataclass
+class Folded:
+    """What one batch makes of a tablet, before anything is written."""
+
+    users: list[bytes] = field(default_factory=list)
+    windows: list[bytes] = field(default_factory=list)
+    profiles: list[bytes] = field(default_factory=list)
+    waiting: list[tuple[bytes, bytes]] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    events: int = 0
+    unchanged: int = 0
+
+
+class Updater:
+    """Everything between a record batch of `currents.events` and its acknowledged profiles."""
+
+    def __init__(self, settings: Settings, tablets: Tablets, profiler: Profiler, sender: Sender, metrics: Metrics, pool: Executor) -> None:
+        self._settings, self._tablets, self._profiler, self._sender, self._metrics, self._pool = settings, tablets, profiler, sender, metrics, pool
+        self._names = {p.code: p.name for p in settings.platforms}
+        self._windows, self._profiles, self._dead = settings.topic("windows"), settings.topic("profiles"), settings.topic("dead-letters")
+        self._late: dict[int, set[int]] = {}  # partition -> keys of items that arrived and may be waited for
+        self._wake = asyncio.Event()
+
+    async def batch(self, partition: int, records: Sequence[Any], generation: int) -> bool:
+        """Fold a record batch. True once it may be acked; False if its generation has passed and nothing was written.
+
+        1 fold and encode (thread)  2 RocksDB, windows and profiles in one batch  3 changelogs, brokers' acks awaited.
+        Rows are written also when a replay changed nothing: after a crash RocksDB can be ahead of the changelog.
+        """
+        tablet = await self._tablets.ready(partition, generation)
+        if tablet is None:
+            return False
+        async with tablet.lock:
+            if self._tablets.generation != generation:
+                return False
+            with self._metrics.batch_seconds.time():
+                folded = await self._run(self._fold, tablet, records)
+                if folded.dead:
+                    await self._sender.send(self._dead, {partition: [(None, encode_dead_letter(d), d.at) for d in folded.dead]})
+                await self._write(tablet, folded)
+        self._count(records, folded)
+        return True
+
+    async def _write(self, tablet: Tablet, folded: Folded) -> None:
+        at, p = now_ms(), tablet.partition
+        windows = list(zip(folded.users, folded.windows, strict=True)) if folded.windows else []
+        profiles = list(zip(folded.users, folded.profiles, strict=True))
+        await asyncio.to_thread(tablet.write, windows, profiles, folded.waiting)
+        out = {self._windows: {p: [(k, v, at) for k, v in windows]}, self._profiles: {p: [(k, v, at) for k, v in profiles]}}
+        last = await self._sender.send_all(out)
+        offsets = {topic: parts[p] for topic, parts in last.items() if p in parts}
+        if offsets:
+            tablet.write(offsets=offsets, now_ms=at)
+        self._metrics.profiles.inc(len(profiles))
+
+    def _fold(self, tablet: Tablet, records: Sequence[Any]) -> Folded:
+        with self._metrics.encode_seconds.time():
+            out, by_user, received = Folded(), {}, {}  # type: ignore[var-annotated]
+            for record in records:
+                try:
+                    event = decode_event(record.value or b"")
+                    if record.key != event.user_id.encode():
+                        raise ValueError(f"key {record.key!r:.100} is not the user {event.user_id!r:.100}")
+                    platform = self._names[event.platform]
+                except (ValueError, KeyError) as error:
+                    detail = f"no platform with code {error}" if isinstance(error, KeyError) else str(error)
+                    out.dead.append(letter_of(record, "not-unified", detail, "", now_ms()))
+                    continue
+                by_user.setdefault(record.key, []).append(row_of(event, item_name(platform, event.item_id)))
+                received[record.key] = record.timestamp
+            out.events = len(records) - len(out.dead)
+            if not by_user:
+                return out
+            out.users = list(by_user)
+            limit = self._settings.encoding.window
+            before = tablet.windows(out.users)
+            out.windows = [fold(window, rows, limit) for window, rows in zip(before, by_user.values(), strict=True)]
+            out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
+            out.profiles, out.waiting = self._profiler(out.users, out.windows, list(received.values()), now_ms())
+            return out
+
+    def _count(self, records: Sequence[Any], folded: Folded) -> None:
+        m = self._metrics
+        m.folded.inc(folded.events)
+        m.unchanged.inc(folded.unchanged)
+        m.batch_events.observe(len(records))
+        m.age.observe(now_ms() - np.array([r.timestamp for r in records], float))
+        for letter in folded.dead:
+            m.dead.labels(letter.platform, letter.reason).inc()
+
+    async def _run(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    # Late items
+
+    def arrived(self, items: Sequence[int]) -> None:
+        """Item vectors came: users who acted on these items are to be encoded again."""
+        for tablet in self._tablets:
+            self._late.setdefault(tablet.partition, set()).update(items)
+        self._wake.set()
+
+    def restored(self, tablet: Tablet, known: Sequence[int]) -> None:
+        """A tablet came up: items that it waits for and that are known by now."""
+        self._late.setdefault(tablet.partition, set()).update(known)
+        self._wake.set()
+
+    async def reencode_forever(self) -> None:
+        """Encode users of late items again, a few at a time, whenever there are any."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for partition in list(self._late):
+                generation = self._tablets.generation
+                tablet = None if generation is None else await self._tablets.ready(partition, generation)
+                if tablet is None:
+                    if self._tablets.generation is None:  # on the move: try again when it has settled
+                        await asyncio.sleep(0.2)
+                        self._wake.set()
+                    else:
+                        self._late.pop(partition, None)
+                    continue
+                await self._reencode(tablet, [key_bytes(k) for k in self._late.pop(partition)])
+
+    async def _reencode(self, tablet: Tablet, items: list[bytes]) -> None:
+        generation = self._tablets.generation
+        by_user: dict[bytes, list[bytes]] = {}
+        async with tablet.lock:  # a batch in flight may be about to note that it waits
+            for item in items if self._tablets.generation == generation else ():
+                for user in tablet.waiting(item):
+                    by_user.setdefault(user, []).append(item)
+        users = list(by_user)
+        for start in range(0, len(users), REENCODE_CHUNK):
+            chunk = users[start : start + REENCODE_CHUNK]
+            async with tablet.lock:
+                if self._tablets.generation != generation or generation is None:
+                    return
+                folded = await self._run(self._again, tablet, chunk)
+                await self._write(tablet, folded)
+                tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
+            self._metrics.reencoded.inc(len(folded.users))
+            await asyncio.sleep(0)
+
+    def _again(self, tablet: Tablet, users: list[bytes]) -> Folded:
+        found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]
+        out = Folded(users=[u for u, _ in found])
+        if found:
+            at = now_ms()
+            received = [_received(tablet.profile(u), at) for u in out.users]
+            out.profiles, _ = self._profiler(out.users, [w for _, w in found], received, at)
+        return out
+
+
+def _received(profile: bytes | None, at_ms: int) -> int:
+    """`received_at` of the profile that is written again."""
+    return decode_profile(profile).received_at if profile else at_ms

@@ -1,0 +1,274 @@
+"""One worker: everything that runs in its process, started in order and stopped in reverse."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from aiokafka import TopicPartition
+
+from encoder.features import UNKNOWN
+from encoder.runtime import load_encoder
+from encoder.towers import load_tower
+from streams.app import add_agent, make_app
+from streams.batches import RecordBatch
+from streams.items import ItemStore
+from streams.metrics import Metrics
+from streams.normalise import Normaliser
+from streams.profiler import Profiler, style_of
+from streams.query import serve
+from streams.restore import read_to_end, reader, restore
+from streams.sending import Sender
+from streams.settings import Settings, SettingsError
+from streams.tablets import StorageError, Tablet, Tablets
+from streams.topics import BrokerError, admin, create, differences
+from streams.update import Updater
+
+log = logging.getLogger("currents.worker")
+STOP_TIMEOUT_S = 20.0
+
+
+class Worker:
+    """A running worker. Use it through `running`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._lock = claim(settings.worker.data_dir)
+        self.tower = load_tower(settings.encoding.tower)
+        self.encoder = load_encoder(settings.encoding.encoder, self.tower.space_id, self.tower.dims, settings.encoding.threads)
+        self.mapping_pool = ThreadPoolExecutor(1, "map")
+        self.encoding_pool = ThreadPoolExecutor(1, "encode")
+        folder, w = Path(settings.worker.data_dir), settings.worker
+        self.store = ItemStore(folder / "items", self.tower.space_id, self.tower.dims)
+        self.store.load()
+        self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb)
+        self.socket = listen(settings.query.host, settings.query.port)
+        host, port = self.socket.getsockname()[:2]
+        self.url = settings.query.url or f"http://{host}:{port}"
+        self.app = make_app(settings, self.url)
+        self.sender = Sender(self.app)
+        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
+        self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
+        self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
+        self.items_ready = asyncio.Event()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._stopping = False
+        self._add_agents()
+        self._add_gauges()
+
+    # Agents and the group
+
+    def _add_agents(self) -> None:
+        async def update(batch: RecordBatch) -> bool:
+            return await self.updater.batch(batch.partition, batch.value, batch.generation_id)
+
+        def events(platform: str) -> Callable[[RecordBatch], Any]:
+            async def handle(batch: RecordBatch) -> bool:
+                if self._current(batch):
+                    await self.normaliser.events(platform, batch.value)
+                return self._current(batch)
+
+            return handle
+
+        def items(platform: str) -> Callable[[RecordBatch], Any]:
+            async def handle(batch: RecordBatch) -> bool:
+                if self._current(batch):
+                    await self.normaliser.items(platform, batch.value)
+                return self._current(batch)
+
+            return handle
+
+        add_agent(self.app, self.settings.topic("events"), "update", update)
+        for p in self.settings.platforms:
+            add_agent(self.app, p.topic, f"normalise-{p.name}", events(p.name))
+            if p.items_topic:
+                add_agent(self.app, p.items_topic, f"items-{p.name}", items(p.name))
+
+        async def revoked(app: Any, partitions: Any, **_: Any) -> None:
+            await self.tablets.freeze()
+
+        async def assigned(app: Any, partitions: Any, **_: Any) -> None:
+            topic = self.settings.topic("events")
+            mine = {tp.partition for tp in partitions if tp.topic == topic}
+            for tablet in self.tablets.assign(mine, self.app.consumer_generation_id):
+                tablet.restoring = self.spawn(self._restore(tablet))
+
+        self.app.on_partitions_revoked.connect(revoked, weak=False)
+        self.app.on_partitions_assigned.connect(assigned, weak=False)
+
+    def _current(self, batch: RecordBatch) -> bool:
+        return bool(batch.generation_id == self.app.consumer_generation_id)
+
+    async def _restore(self, tablet: Tablet) -> None:
+        await self.items_ready.wait()
+        topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
+        await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, self.metrics.restored.inc)
+        tablet.restored.set()
+        known = [int.from_bytes(k, "big") for k in tablet.awaited()]
+        rows = self.store.table.index(np.array(known, np.uint64))
+        self.updater.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
+
+    async def _tail_items(self) -> None:
+        """Follow the whole topic of item vectors; `items_ready` once its end was reached for the first time."""
+        topic, loop = self.settings.topic("item-vectors"), asyncio.get_running_loop()
+        consumer = reader(self.settings.kafka)
+        await consumer.start()
+        try:
+            tps = [TopicPartition(topic, p) for p in range(self.settings.worker.partitions)]
+            ends = await consumer.end_offsets(tps)
+            start = {tp: n if (n := self.store.next_offset(tp)) <= ends[tp] else 0 for tp in tps}
+
+            async def apply(tp: Any, records: list[Any]) -> None:
+                rows = [(r.key, r.value) for r in records if r.key]
+                arrived = await loop.run_in_executor(self.encoding_pool, self.store.apply, rows, tp, records[-1].offset)
+                self.updater.arrived(arrived)
+
+            async for tp, records in read_to_end(consumer, start):
+                await apply(tp, records)
+            self.items_ready.set()
+            while True:
+                for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
+                    await apply(tp, records)
+        finally:
+            await consumer.stop()
+
+    def _add_gauges(self) -> None:
+        m, tablets = self.metrics, self.tablets
+
+        def total(what: str) -> Callable[[], float]:
+            return lambda: sum(t.size()[what] for t in tablets)
+
+        m.gauge("currents_users", "Users with a profile here (RocksDB's estimate)", total("users"))
+        m.gauge("currents_rocksdb_disk_bytes", "RocksDB on disk", total("disk"))
+        m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", total("memory"))
+        m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
+        m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
+        m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
+        m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
+
+    def lag(self) -> float:
+        """Records of all assigned partitions that are not acked yet; 0 while there are none."""
+        if self.tablets.generation is None:
+            return 0
+        return sum(self.app.lag(tp) or 0 for tp in self.app.consumer.assignment())
+
+    def ready(self) -> bool:
+        """Whether every tablet is restored."""
+        return self.tablets.generation is not None and all(t.restored.is_set() for t in self.tablets)
+
+    # Lifecycle
+
+    def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
+        """A task whose failure stops the worker."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+
+        def done(task: "asyncio.Task[Any]") -> None:
+            if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+                self.failed.set_exception(error)
+
+        task.add_done_callback(done)
+        self._tasks.append(task)
+        return task
+
+    async def start(self) -> None:
+        """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
+        self.spawn(serve(self))
+        self.spawn(self._tail_items())
+        self.spawn(self.updater.reencode_forever())
+        self.app.finalize()
+        await self.app.start()
+        self.spawn(self._watch())
+
+    async def _watch(self) -> None:
+        await self.app.wait_until_stopped()
+        if self._stopping:
+            return
+        raise self.app._crash_reason or RuntimeError("the stream engine stopped")
+
+    async def stop(self) -> None:
+        """Leave the group, stop the tasks, close the stores."""
+        self._stopping = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.app.stop(), STOP_TIMEOUT_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.mapping_pool.shutdown(cancel_futures=True)
+        self.encoding_pool.shutdown(cancel_futures=True)
+        self.tablets.close()
+        self.store.close()
+        self.socket.close()
+        self._lock.close()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Worker]:
+    """A started worker; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError, BundleError before it joins."""
+    await asyncio.to_thread(prepare, settings)
+    worker = Worker(settings)
+    try:
+        await worker.start()
+        yield worker
+    finally:
+        await worker.stop()
+
+
+async def run(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT. Raises what made it fail."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as worker:
+        log.info("worker at %s", worker.url)
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([stopped, worker.failed], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await worker.failed
+        log.info("stopping")
+
+
+def prepare(settings: Settings) -> None:
+    """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
+    client = admin(settings.kafka)
+    try:
+        create(client, settings)
+        for topic, what, fatal in differences(client, settings):
+            if fatal:
+                hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
+                raise BrokerError(f"topic {topic.name} {what}: {hint}")
+            log.warning("topic %s %s", topic.name, what)
+    finally:
+        client.close()
+
+
+def claim(folder: Path) -> TextIO:
+    """Hold a data folder for this process. Raises StorageError when another one has it or it cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = (Path(folder) / "worker.lock").open("w")
+    except OSError as error:
+        raise StorageError(f"worker.data_dir = {str(folder)!r}: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise StorageError(f"worker.data_dir = {str(folder)!r}: another worker runs in it; give each its own folder") from None
+    return file
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SettingsError for an address that is taken or not here."""
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        raise SettingsError(f"query.port = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None
+

@@ -1,0 +1,105 @@
+"""Tablets: rows, atomic batches, who may write, two users of one folder."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from streams.tablets import StorageError, Tablet, Tablets
+from streams.worker import claim
+
+
+def test_rows(tmp_path: Path) -> None:
+    """What one write puts is there after closing and opening again."""
+    tablet = Tablet(3, tmp_path / "t")
+    tablet.write([(b"u", b"w")], [(b"u", b"p")], [(b"\0" * 8, b"u")], offsets={"topic": 5}, now_ms=7)
+    tablet.close()
+    again = Tablet(3, tmp_path / "t")
+    assert (again.windows([b"u", b"x"]), again.profile(b"u"), again.offset("topic"), again.offset("other")) == ([b"w", None], b"p", (5, 7), (-1, 0))
+    again.write([(b"u", None)], [(b"u", None)])
+    assert (again.windows([b"u"]), again.profile(b"u"), list(again.scan("windows"))) == ([None], None, [])
+    again.close()
+
+
+def test_waiting(tmp_path: Path) -> None:
+    """Users who wait for an item are found by its key, and each awaited item once."""
+    tablet = Tablet(0, tmp_path / "t")
+    a, b, last = b"\0" * 8, b"\0" * 7 + b"\1", b"\xff" * 8
+    tablet.write(waiting=[(a, b"u"), (a, b"v"), (b, b"u"), (last, b"z")])
+    assert (list(tablet.waiting(a)), list(tablet.awaited())) == ([b"u", b"v"], [a, b, last])
+    tablet.write(arrived=[(a, b"u"), (a, b"v"), (last, b"z")])
+    assert (list(tablet.waiting(a)), list(tablet.awaited())) == ([], [b])
+    tablet.close()
+
+
+def test_generations(tmp_path: Path) -> None:
+    """A batch gets a tablet only in its own generation, and only once the tablet is restored."""
+
+    async def scenario() -> None:
+        tablets = Tablets(tmp_path, 8, 4)
+        (one,) = tablets.assign({1}, 7)
+        asked = asyncio.ensure_future(tablets.ready(1, 7))
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        one.restored.set()
+        assert await asked is one
+        assert await tablets.ready(1, 6) is None
+        assert await tablets.ready(2, 7) is None
+        await tablets.freeze()
+        assert await tablets.ready(1, 7) is None
+        assert tablets.assign({1}, 8) == []
+        assert await tablets.ready(1, 8) is one
+        tablets.close()
+
+    asyncio.run(scenario())
+
+
+def test_freeze_waits(tmp_path: Path) -> None:
+    """Revoking waits for the batch in flight and stops a restore."""
+
+    async def scenario() -> None:
+        tablets = Tablets(tmp_path, 8, 4)
+        one, two = tablets.assign({1, 2}, 1)
+        two.restoring = asyncio.ensure_future(asyncio.sleep(60))
+        await one.lock.acquire()
+        frozen = asyncio.ensure_future(tablets.freeze())
+        await asyncio.sleep(0.01)
+        assert not frozen.done()
+        one.lock.release()
+        await frozen
+        assert two.restoring.cancelled()
+        tablets.close()
+
+    asyncio.run(scenario())
+
+
+def test_wipe(tmp_path: Path) -> None:
+    """An emptied tablet has neither rows nor offsets, and works on."""
+    tablets = Tablets(tmp_path, 8, 4)
+    (tablet,) = tablets.assign({1}, 1)
+    tablet.write([(b"u", b"w")], offsets={"t": 1}, now_ms=1)
+    tablets.wipe(tablet)
+    assert (list(tablet.scan("windows")), tablet.offset("t")) == ([], (-1, 0))
+    tablet.write([(b"u", b"w2")])
+    assert tablet.windows([b"u"]) == [b"w2"]
+    tablets.close()
+
+
+def test_closed_when_gone(tmp_path: Path) -> None:
+    """A tablet that went to another worker is closed, so that its files can be opened again."""
+    tablets = Tablets(tmp_path, 8, 4)
+    tablets.assign({1, 2}, 1)
+    tablets.assign({2}, 2)
+    tablets.open(1).close()
+    with pytest.raises(StorageError, match="another worker"):
+        tablets.open(2)
+    tablets.close()
+
+
+def test_one_worker_per_folder(tmp_path: Path) -> None:
+    """A second worker on a data folder is told so."""
+    held = claim(tmp_path / "data")
+    with pytest.raises(StorageError, match="another worker runs in it"):
+        claim(tmp_path / "data")
+    held.close()
+    claim(tmp_path / "data").close()

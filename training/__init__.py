@@ -1,0 +1,1 @@
+"""From logs and checkpoints to releases: distilling towers, exporting encoders. Needs the extra `train`."""
