@@ -13,9 +13,8 @@ from streams.batches import BatchApp, RecordBatch
 from streams.settings import Kafka, Settings
 
 log = logging.getLogger("currents.app")
-IN_FLIGHT = 2  # batches of one agent between fetch and ack
-Handle = Callable[[RecordBatch], Awaitable[bool]]
-"""Does everything that a batch asks for; True = may be acked, False = its generation has passed."""
+Handle = Callable[[list[RecordBatch]], Awaitable[list[RecordBatch]]]
+"""Does everything that some batches ask for, in order; returns those that may be acked: not those of a passed generation."""
 
 
 def make_app(settings: Settings, url: str) -> BatchApp:
@@ -51,38 +50,45 @@ def make_app(settings: Settings, url: str) -> BatchApp:
     )
 
 
-def add_agent(app: BatchApp, topic: str, name: str, handle: Handle) -> None:
-    """An agent that hands every record batch of a topic to `handle`, and acks it afterwards. An exception crashes the app.
+def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records: int) -> None:
+    """An agent that hands the record batches of a topic to `handle`, all that wait at once, and acks them afterwards. An exception crashes the app.
 
-    Batches of different partitions overlap: while one waits for the brokers, the next is computed. Those of one partition go one after another.
+    While one lot is handled the next gathers, up to `max_records`: so lots grow with the backlog and shrink after it.
     """
 
     async def run(stream: Any) -> None:
-        free = asyncio.Semaphore(IN_FLIGHT)
-        last: dict[int, asyncio.Task[None]] = {}
+        waiting: list[Any] = []
+        changed = asyncio.Condition()
 
-        async def one(event: Any, before: asyncio.Task[None] | None) -> None:
+        async def work() -> None:
+            while True:
+                async with changed:
+                    await changed.wait_for(lambda: waiting)
+                    events, waiting[:] = waiting[:], []
+                    changed.notify_all()
+                done = await handle([e.message for e in events])
+                for event in events:
+                    if event.message in done:
+                        event.ack()
+
+        async def guarded() -> None:
             try:
-                if before is not None:
-                    await before
-                if await handle(event.message):
-                    event.ack()
+                await work()
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 log.error("%s: %s", name, error)
                 await app.crash(error)
-            finally:
-                free.release()
 
+        worker = asyncio.create_task(guarded())
         try:
             async for event in stream.noack().events():
-                await free.acquire()
-                partition = event.message.partition
-                last[partition] = asyncio.create_task(one(event, last.get(partition)))
+                async with changed:
+                    await changed.wait_for(lambda: sum(len(e.message.value) for e in waiting) < max_records)
+                    waiting.append(event)
+                    changed.notify_all()
         finally:
-            for task in last.values():
-                task.cancel()
+            worker.cancel()
 
     app.agent(app.batch_topic(topic), name=name)(run)
 

@@ -38,6 +38,9 @@ class BatchTopic(faust.Topic):
         return Event(self.app, None, message.value, None, message)
 
 
+FETCH_WAIT_MS = 25  # Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """Always with Faust's own assignor: it tells every worker which URL has which partition."""
 
@@ -45,6 +48,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         self._assignor = self.app.assignor
         consumer._partition_assignment_strategy = [self._assignor]
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
 

@@ -12,6 +12,7 @@ from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
 from schemas.events import encode_event
 from schemas.items import Item, item_name
 from schemas.mapping import Mapper, Rejected
+from streams.batches import RecordBatch
 from streams.items import item_rows
 from streams.metrics import Metrics
 from streams.sending import Row, Sender, by_partition
@@ -69,8 +70,9 @@ class Normaliser:
         self._mappers = mappers(settings)
         self._tower, self._sender, self._metrics, self._pool = tower, sender, metrics, pool
 
-    async def events(self, platform: str, records: Sequence[Any]) -> None:
+    async def events(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Map and send; returns when every row is acknowledged."""
+        records = [r for b in batches for r in b.value]
         mapped = await self._run(map_events, records, self._mappers[platform], platform)
         await self._send(self._events, mapped)
         m = self._metrics
@@ -78,8 +80,9 @@ class Normaliser:
         m.events.labels(platform).inc(len(mapped.rows))
         m.filtered.labels(platform).inc(mapped.filtered)
 
-    async def items(self, platform: str, records: Sequence[Any]) -> None:
+    async def items(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Embed and send; returns when every row is acknowledged."""
+        records = [r for b in batches for r in b.value]
         mapped = await self._run(map_items, records, self._mappers[platform], platform, self._tower)
         await self._send(self._vectors, mapped)
         self._metrics.items.labels(platform).inc(len(mapped.rows))

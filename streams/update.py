@@ -1,6 +1,7 @@
 """Agent: events → windows → profiles. And the same again for users whose items arrived late."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -14,9 +15,10 @@ from schemas.events import decode_event
 from schemas.items import item_name
 from schemas.profiles import decode_profile
 from schemas.windows import fold, row_of
+from streams.batches import RecordBatch
 from streams.metrics import Metrics
 from streams.profiler import Profiler
-from streams.sending import Sender
+from streams.sending import Row, Sender
 from streams.settings import Settings
 from streams.tablets import Tablet, Tablets, key_bytes, now_ms
 
@@ -29,6 +31,7 @@ class Folded:
     """What one batch makes of a tablet, before anything is written."""
 
     users: list[bytes] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
     windows: list[bytes] = field(default_factory=list)
     profiles: list[bytes] = field(default_factory=list)
     waiting: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -47,63 +50,89 @@ class Updater:
         self._late: dict[int, set[int]] = {}  # partition -> keys of items that arrived and may be waited for
         self._wake = asyncio.Event()
 
-    async def batch(self, partition: int, records: Sequence[Any], generation: int) -> bool:
-        """Fold a record batch. True once it may be acked; False if its generation has passed and nothing was written.
+    async def batches(self, batches: Sequence[RecordBatch]) -> list[RecordBatch]:
+        """Fold record batches, of any partitions. Returns those that may be acked: one whose generation has passed is neither written nor acked.
 
-        1 fold and encode (thread)  2 RocksDB, windows and profiles in one batch  3 changelogs, brokers' acks awaited.
+        1 fold and encode (thread)  2 RocksDB: windows and profiles of a tablet in one write  3 changelogs, brokers' acks awaited.
         Rows are written also when a replay changed nothing: after a crash RocksDB can be ahead of the changelog.
         """
-        tablet = await self._tablets.ready(partition, generation)
-        if tablet is None:
-            return False
-        async with tablet.lock:
-            if self._tablets.generation != generation:
-                return False
+        tablets = {b.partition: await self._tablets.ready(b.partition, b.generation_id) for b in batches}
+        async with contextlib.AsyncExitStack() as locks:
+            for _, tablet in sorted(tablets.items()):
+                if tablet is not None:
+                    await locks.enter_async_context(tablet.lock)
+            current = [b for b in batches if tablets[b.partition] is not None and b.generation_id == self._tablets.generation]
+            if not current:
+                return []
             with self._metrics.batch_seconds.time():
-                folded = await self._run(self._fold, tablet, records)
-                if folded.dead:
-                    await self._sender.send(self._dead, {partition: [(None, encode_dead_letter(d), d.at) for d in folded.dead]})
-                await self._write(tablet, folded)
-        self._count(records, folded)
-        return True
+                records: dict[Tablet, list[Any]] = {}
+                for b in current:
+                    records.setdefault(tablets[b.partition], []).extend(b.value)  # type: ignore[arg-type]
+                folded = await self._run(self._fold, records)
+                dead = {t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead}
+                await self._sender.send(self._dead, dead)
+                await self._write(folded)
+            for tablet, part in folded.items():
+                self._count(records[tablet], part)
+            return current
 
-    async def _write(self, tablet: Tablet, folded: Folded) -> None:
-        at, p = now_ms(), tablet.partition
-        windows = list(zip(folded.users, folded.windows, strict=True)) if folded.windows else []
-        profiles = list(zip(folded.users, folded.profiles, strict=True))
-        await asyncio.to_thread(tablet.write, windows, profiles, folded.waiting)
-        out = {self._windows: {p: [(k, v, at) for k, v in windows]}, self._profiles: {p: [(k, v, at) for k, v in profiles]}}
-        last = await self._sender.send_all(out)
-        offsets = {topic: parts[p] for topic, parts in last.items() if p in parts}
-        if offsets:
-            tablet.write(offsets=offsets, now_ms=at)
-        self._metrics.profiles.inc(len(profiles))
+    async def _write(self, folded: dict[Tablet, Folded]) -> None:
+        at = now_ms()
+        windows: dict[int, list[Row]] = {}
+        profiles: dict[int, list[Row]] = {}
+        for tablet, f in folded.items():
+            new = list(zip(f.users, f.windows, strict=True)) if f.windows else []
+            made = list(zip(f.users, f.profiles, strict=True))
+            await asyncio.to_thread(tablet.write, new, made, f.waiting)
+            windows[tablet.partition] = [(k, v, at) for k, v in new]
+            profiles[tablet.partition] = [(k, v, at) for k, v in made]
+            self._metrics.profiles.inc(len(made))
+        last = await self._sender.send_all({self._windows: windows, self._profiles: profiles})
+        for tablet in folded:
+            offsets = {topic: parts[tablet.partition] for topic, parts in last.items() if tablet.partition in parts}
+            if offsets:
+                tablet.write(offsets=offsets, now_ms=at)
 
-    def _fold(self, tablet: Tablet, records: Sequence[Any]) -> Folded:
+    def _fold(self, records: dict[Tablet, list[Any]]) -> dict[Tablet, Folded]:
         with self._metrics.encode_seconds.time():
-            out, by_user, received = Folded(), {}, {}  # type: ignore[var-annotated]
-            for record in records:
-                try:
-                    event = decode_event(record.value or b"")
-                    if record.key != event.user_id.encode():
-                        raise ValueError(f"key {record.key!r:.100} is not the user {event.user_id!r:.100}")
-                    platform = self._names[event.platform]
-                except (ValueError, KeyError) as error:
-                    detail = f"no platform with code {error}" if isinstance(error, KeyError) else str(error)
-                    out.dead.append(letter_of(record, "not-unified", detail, "", now_ms()))
-                    continue
-                by_user.setdefault(record.key, []).append(row_of(event, item_name(platform, event.item_id)))
-                received[record.key] = record.timestamp
-            out.events = len(records) - len(out.dead)
-            if not by_user:
-                return out
-            out.users = list(by_user)
+            folded = {tablet: self._fold_one(tablet, rows) for tablet, rows in records.items()}
+            users = [u for f in folded.values() for u in f.users]
+            if users:
+                windows = [w for f in folded.values() for w in f.windows]
+                received = [r for f in folded.values() for r in f.received]
+                profiles, waiting = self._profiler(users, windows, received, now_ms())
+                at = 0
+                for f in folded.values():
+                    f.profiles = profiles[at : at + len(f.users)]
+                    at += len(f.users)
+                    mine = set(f.users)
+                    f.waiting = [pair for pair in waiting if pair[1] in mine]
+            return folded
+
+    def _fold_one(self, tablet: Tablet, records: Sequence[Any]) -> Folded:
+        out = Folded()
+        by_user: dict[bytes, list[bytes]] = {}
+        received: dict[bytes, int] = {}
+        for record in records:
+            try:
+                event = decode_event(record.value or b"")
+                if record.key != event.user_id.encode():
+                    raise ValueError(f"key {record.key!r:.100} is not the user {event.user_id!r:.100}")
+                platform = self._names[event.platform]
+            except (ValueError, KeyError) as error:
+                detail = f"no platform with code {error}" if isinstance(error, KeyError) else str(error)
+                out.dead.append(letter_of(record, "not-unified", detail, "", now_ms()))
+                continue
+            by_user.setdefault(record.key, []).append(row_of(event, item_name(platform, event.item_id)))
+            received[record.key] = record.timestamp
+        out.events = len(records) - len(out.dead)
+        if by_user:
+            out.users, out.received = list(by_user), list(received.values())
             limit = self._settings.encoding.window
             before = tablet.windows(out.users)
             out.windows = [fold(window, rows, limit) for window, rows in zip(before, by_user.values(), strict=True)]
             out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
-            out.profiles, out.waiting = self._profiler(out.users, out.windows, list(received.values()), now_ms())
-            return out
+        return out
 
     def _count(self, records: Sequence[Any], folded: Folded) -> None:
         m = self._metrics
@@ -161,7 +190,7 @@ class Updater:
                 if self._tablets.generation != generation or generation is None:
                     return
                 folded = await self._run(self._again, tablet, chunk)
-                await self._write(tablet, folded)
+                await self._write({tablet: folded})
                 tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
             self._metrics.reencoded.inc(len(folded.users))
             await asyncio.sleep(0)

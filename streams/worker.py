@@ -6,7 +6,7 @@ import fcntl
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from aiokafka import TopicPartition
 from encoder.features import UNKNOWN
 from encoder.runtime import load_encoder
 from encoder.towers import load_tower
-from streams.app import add_agent, make_app
+from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.items import ItemStore
 from streams.metrics import Metrics
@@ -68,30 +68,20 @@ class Worker:
     # Agents and the group
 
     def _add_agents(self) -> None:
-        async def update(batch: RecordBatch) -> bool:
-            return await self.updater.batch(batch.partition, batch.value, batch.generation_id)
-
-        def events(platform: str) -> Callable[[RecordBatch], Any]:
-            async def handle(batch: RecordBatch) -> bool:
-                if self._current(batch):
-                    await self.normaliser.events(platform, batch.value)
-                return self._current(batch)
+        def of(platform: str, work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
+            async def handle(batches: list[RecordBatch]) -> list[RecordBatch]:
+                current = [b for b in batches if b.generation_id == self.app.consumer_generation_id]
+                await work(platform, current)
+                return [b for b in current if b.generation_id == self.app.consumer_generation_id]
 
             return handle
 
-        def items(platform: str) -> Callable[[RecordBatch], Any]:
-            async def handle(batch: RecordBatch) -> bool:
-                if self._current(batch):
-                    await self.normaliser.items(platform, batch.value)
-                return self._current(batch)
-
-            return handle
-
-        add_agent(self.app, self.settings.topic("events"), "update", update)
+        most = self.settings.worker.max_poll_records
+        add_agent(self.app, self.settings.topic("events"), "update", self.updater.batches, most)
         for p in self.settings.platforms:
-            add_agent(self.app, p.topic, f"normalise-{p.name}", events(p.name))
+            add_agent(self.app, p.topic, f"normalise-{p.name}", of(p.name, self.normaliser.events), most)
             if p.items_topic:
-                add_agent(self.app, p.items_topic, f"items-{p.name}", items(p.name))
+                add_agent(self.app, p.items_topic, f"items-{p.name}", of(p.name, self.normaliser.items), most)
 
         async def revoked(app: Any, partitions: Any, **_: Any) -> None:
             await self.tablets.freeze()
@@ -104,9 +94,6 @@ class Worker:
 
         self.app.on_partitions_revoked.connect(revoked, weak=False)
         self.app.on_partitions_assigned.connect(assigned, weak=False)
-
-    def _current(self, batch: RecordBatch) -> bool:
-        return bool(batch.generation_id == self.app.consumer_generation_id)
 
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
