@@ -40,4 +40,5 @@ class Baseline:
 def l2(vectors: np.ndarray) -> np.ndarray:
     """(n, d) -> rows of length 1; zero rows stay zero."""
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
+    out: np.ndarray = np.divide(vectors, norm, out=np.zeros_like(vectors), where=norm > 0)
+    return out

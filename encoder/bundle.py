@@ -1,7 +1,7 @@
 """A bundle: one encoder release on disk. Weights never travel without the manifest that says what they are.
 
-    <folder>/manifest.json   format, version, space_id, item_space_id, dims, item_dims, max_len, files -> sha256, made_by, metrics
-    <folder>/encoder.onnx    inputs as encoder.features.model_inputs names them, output "vector" (B, dims)
+<folder>/manifest.json   format, version, space_id, item_space_id, dims, item_dims, max_len, files -> sha256, made_by, metrics
+<folder>/encoder.onnx    inputs as encoder.features.model_inputs names them, output "vector" (B, dims)
 """
 
 import hashlib

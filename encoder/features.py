@@ -50,7 +50,7 @@ class ItemTable:
         """(n,) uint64 keys -> (n,) int32 rows, UNKNOWN where a key is not here."""
         slots, mask = self._slots, len(self._slots) - 1
         at = self._home(keys)
-        rows = slots[at]
+        rows: np.ndarray = slots[at]
         todo = np.flatnonzero((rows != UNKNOWN) & (self._keys[rows] != keys))
         while todo.size:
             at[todo] = (at[todo] + 1) & mask
@@ -68,7 +68,8 @@ class ItemTable:
 
     def _place(self, rows: np.ndarray) -> None:
         mask = len(self._slots) - 1
-        for row, at in zip(rows.tolist(), self._home(self._keys[rows]).tolist(), strict=True):
+        for row, home in zip(rows.tolist(), self._home(self._keys[rows]).tolist(), strict=True):
+            at = home
             while self._slots[at] != UNKNOWN:
                 at = (at + 1) & mask
             self._slots[at] = row

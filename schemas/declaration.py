@@ -106,7 +106,9 @@ class PlatformMapping(Section):
 
     @model_validator(mode="after")
     def _paths(self) -> Self:
-        arrays = {p.array for field in (self.account, self.item, self.behavior, self.time, self.value, self.dwell, self.event_id) for p in map(parse, field)}
+        arrays = {
+            p.array for field in (self.account, self.item, self.behavior, self.time, self.value, self.dwell, self.event_id) for p in map(parse, field)
+        }
         if len(arrays - {None}) > 1:
             raise ValueError("paths with [*] must all go through the same array")
         for path in (*self.items.id, *self.items.title, *self.items.text, *self.items.categories) if self.items else ():

@@ -1,4 +1,4 @@
-"""A platform's bytes -> unified events and items, or Rejected with the reason. Everything is compiled at construction; nothing raises on any bytes."""
+"""A platform's bytes -> unified events and items, or Rejected with the reason. Compiled at construction; nothing raises on any bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -59,6 +59,7 @@ class Mapper:
         low, high = m.value_scale or (0.0, 0.0)
         self._middle, self._half = (low + high) / 2, (high - low) / 2
         i = m.items
+        self._separator = i.separator if i else None
         self._content = None if i is None else (_first(i.id), _first(i.title), [_first((p,)) for p in i.text], [_first((p,)) for p in i.categories])
 
     def events(self, raw: bytes | None, topic: str, partition: int, offset: int, now_ms: int) -> list[Event] | Rejected:
@@ -87,8 +88,10 @@ class Mapper:
             if type(title) is not str or not title.strip():
                 raise _Bad("no-title", "items.title", "text", title)
             text = " ".join(t for get in texts for t in _strings(get(doc, MISSING), None))
-            named = [c for get in categories for c in _strings(get(doc, MISSING), self.mapping.items and self.mapping.items.separator)]
-            item = Item(item_name(self.mapping.name, name), title.strip()[:MAX_TITLE], clip_categories([c[:MAX_TITLE] for c in named]), text[:MAX_TEXT])
+            named = [c for get in categories for c in _strings(get(doc, MISSING), self._separator)]
+            item = Item(
+                item_name(self.mapping.name, name), title.strip()[:MAX_TITLE], clip_categories([c[:MAX_TITLE] for c in named]), text[:MAX_TEXT]
+            )
             for part in (item.title, item.text, *item.categories):
                 _utf8("wrong-shape", "items", part)
             return item

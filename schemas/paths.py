@@ -90,5 +90,6 @@ def _take(doc: Any, step: Step) -> Any:
         return MISSING
     if type(step) is int:
         return doc[step] if -len(doc) <= step < len(doc) else MISSING
-    key, value = step  # type: ignore[misc]
-    return next((d for d in doc if type(d) is dict and str(d.get(key)) == value), MISSING)
+    if isinstance(step, Select):
+        return next((d for d in doc if type(d) is dict and str(d.get(step.key)) == step.value), MISSING)
+    return MISSING

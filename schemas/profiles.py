@@ -1,6 +1,6 @@
 """A profile: interest vector, portrait, freshness and versions of one user.
 
-Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first. `docs/changelog.md` describes every field for readers.
+Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first; `docs/changelog.md` describes every field.
 """
 
 from collections.abc import Sequence
@@ -101,5 +101,3 @@ def decode_profile(data: bytes) -> Profile:
     if profile.vector_type != VECTOR_TYPE or len(profile.vector) != 2 * profile.dims:
         raise ValueError(f"{profile.user_id}: want {2 * profile.dims} bytes of {VECTOR_TYPE}, got {len(profile.vector)} of {profile.vector_type}")
     return profile
-
-

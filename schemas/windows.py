@@ -94,5 +94,3 @@ def check(window: bytes) -> bytes:
     if (len(window) - 1) % ROW_BYTES:
         raise ValueError(f"window of {len(window)} bytes: want 1 + a multiple of {ROW_BYTES}")
     return window
-
-

@@ -32,7 +32,9 @@ def embedded() -> Iterator[str]:
     address = f"127.0.0.1:{_free_port()}"
     command = [binary, "broker", "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
     environment = {**os.environ, "RUST_LOG": "error"}
-    process = subprocess.Popen([*command, "--storage-engine", "memory://tansu/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        [*command, "--storage-engine", "memory://tansu/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     try:
         _wait(process, address)
         yield address

@@ -41,9 +41,36 @@ TOPICS: dict[str, tuple[str, str]] = {
     "Watercolour": ("Arts", "watercolour paper|sable brush|botanical sketch|wet on wet|pigment set|plein air painting"),
     "Yoga": ("Wellbeing", "yoga mat|morning flow|hip opener|breathing exercise|meditation cushion|sun salutation"),
 }
-_SHOP = ("{A} {w}", "{w} for beginners", "{A} {w}, {n}-piece set", "Professional {w}", "{w} with carrying case", "{A} {w} in {c}", "Compact {w}", "{w}, second generation")
-_VIDEO = ("How to choose a {w}", "{w}: five mistakes to avoid", "A day with my {w}", "{w} explained in {n} minutes", "Restoring an old {w}", "{w}, step by step", "I tried the {w} for {n} days", "{A} {w}: a first look")
-_NEWS = ("Why the {w} is back", "The quiet rise of the {w}", "{n} lessons from a year of {t}", "What the {w} tells us about {t}", "{t}: the {w} of the season", "A letter about {t} and the {w}", "Inside the world of {t}: the {w}", "The {a} {w}, reconsidered")
+_SHOP = (
+    "{A} {w}",
+    "{w} for beginners",
+    "{A} {w}, {n}-piece set",
+    "Professional {w}",
+    "{w} with carrying case",
+    "{A} {w} in {c}",
+    "Compact {w}",
+    "{w}, second generation",
+)
+_VIDEO = (
+    "How to choose a {w}",
+    "{w}: five mistakes to avoid",
+    "A day with my {w}",
+    "{w} explained in {n} minutes",
+    "Restoring an old {w}",
+    "{w}, step by step",
+    "I tried the {w} for {n} days",
+    "{A} {w}: a first look",
+)
+_NEWS = (
+    "Why the {w} is back",
+    "The quiet rise of the {w}",
+    "{n} lessons from a year of {t}",
+    "What the {w} tells us about {t}",
+    "{t}: the {w} of the season",
+    "A letter about {t} and the {w}",
+    "Inside the world of {t}: the {w}",
+    "The {a} {w}, reconsidered",
+)
 _FORMS = {"shop": _SHOP, "video": _VIDEO, "news": _NEWS}
 _ADJECTIVES = "light|classic|handmade|durable|portable|premium|everyday|vintage|modern|compact|quiet|affordable".split("|")
 _COLOURS = "black|sand|forest green|navy|rust|white".split("|")

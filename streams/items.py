@@ -127,5 +127,3 @@ class ItemStore:
         self._rows.close()
         self._offsets.close()
         self._db.close()
-
-

@@ -61,7 +61,9 @@ class Metrics:
         self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)
         self.batch_seconds = Histogram("currents_batch_seconds", "One update batch, from records to acknowledgement", buckets=SECONDS, registry=r)
         self.encode_seconds = Histogram("currents_encode_seconds", "Fold, encode and portrait of one batch", buckets=SECONDS, registry=r)
-        self.batch_events = Histogram("currents_batch_events", "Events in one update batch", buckets=(1, 5, 10, 50, 100, 500, 1000, 2000, 4000), registry=r)
+        self.batch_events = Histogram(
+            "currents_batch_events", "Events in one update batch", buckets=(1, 5, 10, 50, 100, 500, 1000, 2000, 4000), registry=r
+        )
         self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
         self.age = AgeHistogram()
         r.register(self.age)

@@ -7,7 +7,7 @@ matter in such a share, so a portrait is a pure function of its window and the i
 Shape letters: B users, T events, P pairs of an event and a category, G groups = pairs of a user and a category.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +25,8 @@ class Catalogue(Protocol):
     """What a portrait needs of the items; rows as in the item table."""
 
     categories: np.ndarray  # (N, C) int32 category numbers, -1 = none
-    category_packed: Sequence[bytes]  # MessagePack of each category's name
-    item_packed: Sequence[bytes]  # MessagePack of the fields item and title of each row
+    category_packed: list[bytes]  # MessagePack of each category's name
+    item_packed: list[bytes]  # MessagePack of the fields item and title of each row
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def _share(total: np.ndarray, user: np.ndarray) -> np.ndarray:
     """(G,) positive total of each group as a share of its user's."""
     total = np.maximum(total, 0)
     whole = np.bincount(user, total)[user]
-    return np.divide(total, whole, out=np.zeros_like(total), where=whole > 0)
+    out: np.ndarray = np.divide(total, whole, out=np.zeros_like(total), where=whole > 0)
+    return out
 
 
 def _sorted(small: np.ndarray) -> np.ndarray:

@@ -55,5 +55,3 @@ class Profiler:
         owner, at = np.nonzero(missing)
         pairs = set(zip(features.rows["item_key"][owner, at].tolist(), owner.tolist(), strict=True))
         return rows, [(key_bytes(key), users[n]) for key, n in pairs]
-
-

@@ -54,7 +54,9 @@ def open_db(path: Path, cache: Cache | None, write_buffer_bytes: int, families: 
         path.mkdir(parents=True, exist_ok=True)
         return Rdict(str(path), options(cache, write_buffer_bytes), {f: options(cache, write_buffer_bytes) for f in families})
     except Exception as error:  # rocksdict raises bare Exception
-        hint = "another worker uses this folder: give each its own worker.data_dir" if "lock" in str(error).lower() else "is the disk full or damaged?"
+        hint = (
+            "another worker uses this folder: give each its own worker.data_dir" if "lock" in str(error).lower() else "is the disk full or damaged?"
+        )
         raise StorageError(f"{path}: {error}; {hint}") from None
 
 

@@ -33,7 +33,11 @@ def topics(settings: Settings) -> list[Topic]:
     """Every topic that a worker of these settings reads or writes."""
     n, compact = settings.worker.partitions, {"cleanup.policy": "compact"}
     kept = {"cleanup.policy": "delete", "retention.ms": str(int(settings.ingest.event_days * DAY_MS))}
-    dead = {"cleanup.policy": "delete", "retention.ms": str(int(settings.ingest.dead_letter_days * DAY_MS)), "max.message.bytes": str(DEAD_LETTER_BYTES)}
+    dead = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(settings.ingest.dead_letter_days * DAY_MS)),
+        "max.message.bytes": str(DEAD_LETTER_BYTES),
+    }
     own = [
         Topic(settings.topic("events"), n, kept),
         Topic(settings.topic("windows"), n, compact),

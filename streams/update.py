@@ -69,7 +69,9 @@ class Updater:
                 for b in current:
                     records.setdefault(tablets[b.partition], []).extend(b.value)  # type: ignore[arg-type]
                 folded = await self._run(self._fold, records)
-                dead = {t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead}
+                dead: dict[int, list[Row]] = {
+                    t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead
+                }
                 await self._sender.send(self._dead, dead)
                 await self._write(folded)
             for tablet, part in folded.items():

@@ -216,9 +216,9 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings) as worker:
         log.info("worker at %s", worker.url)
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait([stopped, worker.failed], return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
+        worker.failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        if worker.failed.done():
             await worker.failed
         log.info("stopping")
 
@@ -258,4 +258,3 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
         raise SettingsError(f"query.port = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None
-

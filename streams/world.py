@@ -14,7 +14,7 @@ LATE, DUPLICATE, BAD = 0.02, 0.01, 0.005  # shares of the stream
 FEATURED_SHARE = 0.01  # of all events are the featured user's
 DRIFT = 1 / 60  # chance per event that a user's tastes move
 FAR_FUTURE_MS = 400 * 86_400_000
-ACTIONS = {
+ACTIONS: dict[str, tuple[tuple[str, int], ...]] = {
     "shop": (("viewed", 70), ("added_to_cart", 15), ("purchased", 10), ("wished", 5)),
     "video": (("play", 75), ("like", 15), ("share", 5), ("not_interested", 5)),
     "news": (("open", 60), ("read", 30), ("comment", 4), ("keep", 6)),
@@ -80,8 +80,9 @@ class World:
         topic = r.choice(tastes) if r.random() < 0.9 else r.choice(list(TOPICS))
         thing = r.choice(self._by_topic[platform, topic])
         self._serial += 1
-        words, weights = zip(*ACTIONS[platform], strict=True)
-        body = _SHAPES[platform](user, r.choices(words, weights)[0], thing.id, at_ms, self._serial, r)
+        actions = ACTIONS[platform]
+        action = r.choices([word for word, _ in actions], [weight for _, weight in actions])[0]
+        body = _SHAPES[platform](user, action, thing.id, at_ms, self._serial, r)
         return Emitted(platform, user.encode(), orjson.dumps(body), kind)
 
     def _broken(self, n: int, now_ms: int) -> Emitted:

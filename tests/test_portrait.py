@@ -109,7 +109,11 @@ def test_top() -> None:
 
 events = st.lists(
     st.tuples(
-        st.integers(0, 100), st.sampled_from([*ITEMS, "nowhere"]), st.sampled_from([*WEIGHTS]), st.integers(1, 3), st.sampled_from([-1.0, 0.3, np.nan])
+        st.integers(0, 100),
+        st.sampled_from([*ITEMS, "nowhere"]),
+        st.sampled_from([*WEIGHTS]),
+        st.integers(1, 3),
+        st.sampled_from([-1.0, 0.3, np.nan]),
     ),
     min_size=1,
     max_size=64,

@@ -12,9 +12,8 @@ from pathlib import Path
 ADJECTIVES, ARTIFACT, FOOD, GROUP, PERSON, SUBSTANCE = 0, 6, 13, 15, 18, 27
 UNITS = "Ounce Ounces Inch Inches Pound Quart Piece Count Pack Set Liter Cup Watt Gram Fluid Minutes Pages Part".split()
 COLOURS = "Black White Red Blue Steel Silver Green Clear Chrome Brown".split()
-FILLERS = (
-    "with and for of the in by Kitchen Organic Original Professional Collection Series Classic Natural Premium Mix Bottle Bag Boxes Box Cans Jar Tin May Vary"
-).split()
+FILLERS = "with and for of the in by Kitchen Organic Original Professional Collection Series Classic Natural".split()
+FILLERS += "Premium Mix Bottle Bag Boxes Box Cans Jar Tin May Vary".split()
 
 
 def words(wordnet: Path) -> dict[int, list[str]]:

@@ -1,6 +1,6 @@
 """Fit the whitening of a Hugging Face text model on your own texts, and write a tower folder for the setting `encoding.tower`.
 
-    python -m training.whiten intfloat/e5-small-v2 --corpus titles.txt --out towers/e5
+python -m training.whiten intfloat/e5-small-v2 --corpus titles.txt --out towers/e5
 """
 
 import json

@@ -1,0 +1,43 @@
+# Two commands do everything on a machine with Python 3.11: `make demo` and `make test` (which also wants a JDK and Maven).
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install -q -c constraints.txt
+
+.PHONY: demo test fast broker kafka check bench clean
+demo: .venv/demo.stamp
+	$(BIN)/currents demo $(ARGS)
+
+test: fast broker kafka
+
+fast: .venv/test.stamp
+	$(BIN)/pytest
+
+broker: .venv/test.stamp
+	$(BIN)/pytest -m broker
+
+kafka: .venv/test.stamp
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "tests of tier kafka need java and mvn on the PATH"; exit 1; }
+	$(BIN)/pytest -m kafka
+
+check: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks $(ONLY)
+
+clean:
+	rm -rf .venv .kafka build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
+.venv/test.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e ".[demo,train,dev]"
+	touch $@ .venv/demo.stamp

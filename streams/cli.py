@@ -1,0 +1,322 @@
+"""The command line `currents`. Thin: every command is a call or two, and a user's mistake is one line on stderr."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streams.settings import Settings, SettingsError, load, sources
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
+letters = typer.Typer(no_args_is_help=True, help="Records that could not be used: list, show, send again after a mapping was mended.")
+app.add_typer(letters, name="dead-letters")
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file; ./currents.toml or $CURRENTS_CONFIG by default")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts")]
+Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")]
+
+
+def main() -> None:
+    """Run a command; exit status 1 and one line for whatever a user can mend."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except _problems() as error:
+        err.print(f"[bold red]currents:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _problems() -> tuple[type[Exception], ...]:
+    # Imported when something went wrong: a command like `settings` should not wait for the stream engine.
+    from encoder.bundle import BundleError
+    from encoder.towers import TowerError
+    from streams.broker import EmbeddedBrokerError
+    from streams.clients import InputError
+    from streams.reading import QueryError
+    from streams.tablets import StorageError
+    from streams.topics import BrokerError
+
+    return (SettingsError, BrokerError, StorageError, BundleError, TowerError, EmbeddedBrokerError, InputError, QueryError, FileNotFoundError)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(orjson.dumps(value, default=lambda b: b.decode("utf-8", "backslashreplace")).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _progress(what: str) -> Progress:
+    columns = (SpinnerColumn(), TextColumn(what + " {task.completed:,}"), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+@app.command()
+def worker(config: Config = None) -> None:
+    """Run a worker until SIGTERM."""
+    import uvloop
+
+    from streams.worker import run
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    uvloop.run(run(settings))
+
+
+def set_up_logging(level: str) -> None:
+    """Our own lines at `level`; the libraries' from warning on, unless debugging."""
+    logging.basicConfig(level=logging.DEBUG if level == "debug" else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("currents").setLevel(level.upper())
+    if level != "debug":
+        for noisy in ("faust", "mode", "aiokafka", "kafka"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@app.command()
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="Make what is missing, the platforms' topics too")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Say which topics there should be and what differs; exit status 1 if a worker could not run."""
+    from streams.topics import admin, differences
+    from streams.topics import create as make
+    from streams.topics import topics as wanted
+
+    settings = load(config)
+    client = admin(settings.kafka, 2)
+    try:
+        made = make(client, settings, platforms=True) if create else []
+        found = list(differences(client, settings))
+    finally:
+        client.close()
+    rows: list[dict[str, Any]] = [
+        {"topic": t.name, "created": t.name in made, "differs": [w for d, w, _ in found if d.name == t.name]} for t in wanted(settings)
+    ]
+    if json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            out.print(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}", highlight=False)
+    raise typer.Exit(any(fatal for _, _, fatal in found))
+
+
+@app.command()
+def produce(
+    file: Annotated[str, typer.Argument(help="JSON lines; - for standard input")],
+    platform: Annotated[str, typer.Option(help="Which platform of the settings")],
+    items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
+    rate: Annotated[float, typer.Option(help="Records a second; 0 = as fast as it goes")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Send lines that are not JSON too")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Send events (or items) to a platform's topic, one JSON object a line."""
+    from streams.clients import InputError
+    from streams.clients import produce as send
+
+    settings = load(config)
+    if file != "-" and not Path(file).is_file():
+        raise InputError(f"{file}: no such file")
+    with _progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
+        task = bar.add_task("")
+        n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
+    _print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
+
+
+@app.command()
+def query(
+    user: Annotated[list[str], typer.Argument(help="User ids")],
+    vector: Annotated[bool, typer.Option("--vector", help="The interest vector too")] = False,
+    url: Url = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Current interests of users."""
+    from streams.reading import profiles, show_profile
+
+    rows = profiles(load(config), url, user, vector)
+    for row in rows:
+        _print_json(row) if json else out.print(show_profile(row))
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Argument(help="User id")],
+    item: Annotated[list[str] | None, typer.Argument(help="Items as platform:item_id")] = None,
+    content: Annotated[Path | None, typer.Option(help="JSON file: a list of {id, title, text, categories}")] = None,
+    url: Url = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Items in the order of a user's interest."""
+    from streams.reading import ranking
+
+    row = ranking(load(config), url, user, item or [], content)
+    if json:
+        _print_json(row)
+        return
+    table = Table("item", "score", box=None)
+    for ranked in row["ranked"]:
+        table.add_row(ranked["item"], f"{ranked['score']:+.3f}")
+    out.print(table)
+    if row["unknown"]:
+        out.print(f"without a vector: {', '.join(row['unknown'])}", highlight=False)
+
+
+@app.command()
+def tail(
+    user: Annotated[list[str] | None, typer.Argument(help="Only these users")] = None,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All profiles there are, then the new ones")] = False,
+    limit: Annotated[int, typer.Option(help="Stop after so many; 0 = never")] = 0,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Follow the profile changelog, one line a profile."""
+    from streams.clients import follow
+    from streams.reading import line, row_of
+
+    for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
+        _print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
+        if n == limit:
+            return
+
+
+@letters.command("list")
+def list_letters(
+    reason: str | None = None,
+    platform: str | None = None,
+    limit: Annotated[int, typer.Option(help="Newest shown")] = 20,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Counts by platform and reason, and the newest."""
+    found = list(_letters(load(config), reason, platform))
+    counts = Counter((letter.platform, letter.reason) for _, letter in found)
+    newest = sorted(found, key=lambda f: f[1].at)[-limit:]
+    if json:
+        totals = [{"platform": p, "reason": r, "count": n} for (p, r), n in counts.most_common()]
+        newest_rows = [
+            {"id": f"{r.partition}:{r.offset}", "reason": d.reason, "detail": d.detail, "source": f"{d.topic}/{d.partition}@{d.offset}"}
+            for r, d in newest
+        ]
+        _print_json({"total": len(found), "counts": totals, "newest": newest_rows})
+        return
+    table = Table("platform", "reason", "count", box=None)
+    for (name, why), n in counts.most_common():
+        table.add_row(name, why, str(n))
+    out.print(table)
+    for record, d in newest:
+        out.print(
+            f"{record.partition}:{record.offset}  {d.reason}  {d.detail}  from {d.topic}/{d.partition}@{d.offset}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@letters.command("show")
+def show_letter(id: Annotated[str, typer.Argument(help="PARTITION:OFFSET as listed")], json: Json = False, config: Config = None) -> None:
+    """One dead letter with its original bytes."""
+    from msgspec.structs import asdict
+
+    from streams.clients import InputError
+
+    letter = next((d for r, d in _letters(load(config), None, None) if f"{r.partition}:{r.offset}" == id), None)
+    if letter is None:
+        raise InputError(f"{id}: no such dead letter, want PARTITION:OFFSET as `currents dead-letters list` shows it")
+    row = asdict(letter)
+    if json:
+        _print_json(row)
+        return
+    for key, value in row.items():
+        out.print(
+            f"{key}: {value.decode('utf-8', 'backslashreplace') if isinstance(value, bytes) else value}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@letters.command("redrive")
+def redrive_letters(
+    everything: Annotated[bool, typer.Option("--all", help="From the first letter, not from where the last run came to")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Map dead letters again with the settings as they are now, and send what is mended. Running it twice changes nothing."""
+    from streams.clients import redrive
+
+    with _progress("letters") as bar:
+        task = bar.add_task("")
+        counts = redrive(load(config), everything, dry_run, lambda n: bar.update(task, completed=n))
+    if json:
+        _print_json(counts)
+        return
+    still = ", ".join(f"{n} {reason}" for reason, n in counts["still_rejected"].items()) or "none"
+    out.print(f"{counts['mended']} mended{' (dry run)' if dry_run else ' and sent'}; still rejected: {still}", highlight=False)
+
+
+def _letters(settings: Settings, reason: str | None, platform: str | None) -> Iterator[Any]:
+    from streams.clients import dead_letters
+
+    for record, letter in dead_letters(settings):
+        if (reason is None or letter.reason == reason) and (platform is None or letter.platform == platform):
+            yield record, letter
+
+
+@app.command()
+def settings(json: Json = False, config: Config = None) -> None:
+    """The effective settings, each with where it comes from."""
+    rows = [{"key": k, "value": v, "source": s} for k, v, s in sources(load(config), config)]
+    if json:
+        _print_json(rows)
+        return
+    table = Table("key", "value", "source", box=None)
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table)
+
+
+@app.command()
+def check(json: Json = False, config: Config = None) -> None:
+    """Broker, topics, bundle, disk: each with what to do; exit status 1 if one fails."""
+    from streams.checks import checks
+
+    rows = list(checks(load(config)))
+    if json:
+        _print_json([row._asdict() for row in rows])
+    else:
+        for row in rows:
+            out.print(f"{'[green]ok  [/]' if row.ok else '[red]FAIL[/]'} {row.what}: ", end="")
+            out.print(row.says, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(not all(row.ok for row in rows))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(help="End by itself after so many seconds of events")] = None,
+    json: Json = False,
+    seed: int = 1,
+    rate: Annotated[float, typer.Option(help="Events a second")] = 1000,
+    users: int = 2000,
+) -> None:
+    """The whole path on an embedded broker with a synthetic world."""
+    from streams.demo import run_demo
+
+    raise typer.Exit(run_demo(seconds, json, seed, rate, users))
+
+
+if __name__ == "__main__":
+    main()

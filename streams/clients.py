@@ -1,0 +1,200 @@
+"""What the command line does with Kafka: produce, follow profiles, look at dead letters and send them again."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import orjson
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError
+
+from schemas.deadletters import DeadLetter, decode_dead_letter
+from schemas.events import encode_event
+from schemas.mapping import Mapper, Rejected
+from schemas.profiles import Profile, decode_profile
+from streams.normalise import mappers
+from streams.sending import partition_of
+from streams.settings import Settings
+from streams.topics import DEAD_LETTER_BYTES, BrokerError, client_config
+
+IDLE_S = 1.5  # a log that says nothing for this long has ended
+
+
+class InputError(ValueError):
+    """A user's file or argument that cannot be used: says where."""
+
+
+def producer(settings: Settings) -> KafkaProducer:
+    """A producer that waits for all replicas. Raises BrokerError."""
+    try:
+        return KafkaProducer(
+            **client_config(settings.kafka), acks="all", linger_ms=20, batch_size=256 << 10, max_request_size=DEAD_LETTER_BYTES,
+            enable_idempotence=False, bootstrap_timeout_ms=5000,
+        )  # fmt: skip
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: no broker answers ({type(error).__name__})") from None
+
+
+def consumer(settings: Settings, **config: Any) -> KafkaConsumer:
+    """A consumer without group. Raises BrokerError."""
+    fixed = {
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "max_partition_fetch_bytes": DEAD_LETTER_BYTES,
+        "bootstrap_timeout_ms": 5000,
+    }
+    try:
+        return KafkaConsumer(**client_config(settings.kafka), **{**fixed, **config})
+    except (KafkaError, OSError) as error:
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: no broker answers ({type(error).__name__})") from None
+
+
+def partitions(client: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    """All partitions of a topic. Raises BrokerError if there is none."""
+    found = client.partitions_for_topic(topic)
+    if not found:
+        raise BrokerError(f"topic {topic} does not exist: run `currents topics --create`")
+    return [TopicPartition(topic, p) for p in sorted(found)]
+
+
+def produce(settings: Settings, lines: Iterable[bytes], platform: str, items: bool, rate: float, raw: bool, progress: Callable[[int], None]) -> int:
+    """JSON lines to a platform's topic, acknowledged; returns how many. Raises InputError naming the line."""
+    mapping = next((p for p in settings.platforms if p.name == platform), None)
+    if mapping is None:
+        known = ", ".join(p.name for p in settings.platforms) or "none; add [[platforms]] to the settings file"
+        raise InputError(f"--platform {platform}: not in the settings, want one of {known}")
+    topic = mapping.items_topic if items else mapping.topic
+    if not topic:
+        raise InputError(f"--platform {platform}: has no items topic")
+    client = producer(settings)
+    mapper, failed, n, began = mappers(settings)[platform], list[BaseException](), 0, time.monotonic()
+    try:
+        if not client.partitions_for(topic):
+            raise BrokerError(f"topic {topic} does not exist: run `currents topics --create`")
+        for number, line in enumerate(lines, 1):
+            value = line.rstrip(b"\r\n")
+            if not value.strip():
+                continue
+            if not raw:
+                _check_line(value, number)
+            client.send(topic, value, key_of(mapper, value, items)).add_errback(failed.append)
+            n += 1
+            if rate and n % 20 == 0:
+                time.sleep(max(0.0, n / rate - (time.monotonic() - began)))
+            progress(n)
+        client.flush(timeout=60)
+    except KafkaTimeoutError:
+        raise BrokerError(f"topic {topic}: does not exist or does not answer; run `currents topics`") from None
+    finally:
+        client.close(timeout=5)
+    if failed:
+        raise BrokerError(f"topic {topic}: {len(failed)} of {n} records were not taken: {failed[0]}")
+    return n
+
+
+def _check_line(value: bytes, number: int) -> None:
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"line {number}: not JSON: {error} (--raw sends it all the same)") from None
+
+
+def key_of(mapper: Mapper, value: bytes, items: bool) -> bytes | None:
+    """The account of an event, or the id of an item, if the mapping finds it."""
+    if items:
+        item = mapper.item(value)
+        return None if isinstance(item, Rejected) else item.item.split(":", 1)[1].encode()
+    events = mapper.events(value, "", 0, 0, time.time_ns() // 1_000_000)
+    return None if isinstance(events, Rejected) or not events else events[0].account.encode()
+
+
+def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterator[tuple[str, Profile | None]]:
+    """(user, profile) as the changelog says it, without end; None = erased."""
+    client = consumer(settings)
+    tps = partitions(client, settings.topic("profiles"))
+    client.assign(tps)
+    client.seek_to_beginning(*tps) if from_beginning else client.seek_to_end(*tps)
+    while True:
+        for records in client.poll(500).values():
+            for r in records:
+                user = r.key.decode("utf-8", "replace")
+                if not users or user in users:
+                    yield user, decode_profile(r.value) if r.value else None
+
+
+def dead_letters(settings: Settings, group: str | None = None) -> Iterator[tuple[Any, DeadLetter]]:
+    """(record, letter) of the whole topic, or from where `group` has committed, to its end."""
+    client = consumer(settings, group_id=group)
+    try:
+        tps = partitions(client, settings.topic("dead-letters"))
+        client.assign(tps)
+        if group is None:
+            client.seek_to_beginning(*tps)
+        last = time.monotonic()
+        while time.monotonic() - last < IDLE_S:
+            for records in client.poll(300).values():
+                for r in records:
+                    last = time.monotonic()
+                    yield r, decode_dead_letter(r.value)
+    finally:
+        client.close()
+
+
+def redrive(settings: Settings, everything: bool, dry_run: bool, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Map dead letters again with the mapping as it is now, and send what is mended; returns counts.
+
+    Events go to the unified topic, items to their platform's. Where the last run came to is remembered once all is acknowledged;
+    sending a letter twice changes nothing, since ids come from the content and the fold is idempotent.
+    """
+    group = f"{settings.topic('redrive')}"
+    by_name, by_topic = mappers(settings), {p.items_topic: p.name for p in settings.platforms}
+    mended, still, events, position = 0, Counter[str](), 0, dict[TopicPartition, int]()
+    client = None if dry_run else producer(settings)
+    failed: list[BaseException] = []
+    for n, (record, letter) in enumerate(dead_letters(settings, None if everything else group), 1):
+        progress(n)
+        position[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        mapper = by_name.get(letter.platform)
+        if mapper is None:
+            still[letter.reason] += 1
+            continue
+        if letter.topic in by_topic:
+            item = mapper.item(letter.value)
+            if isinstance(item, Rejected):
+                still[item.reason] += 1
+                continue
+            if client is not None:
+                client.send(letter.topic, letter.value, letter.key, timestamp_ms=letter.timestamp).add_errback(failed.append)
+            mended += 1
+            continue
+        found = mapper.events(letter.value, letter.topic, letter.partition, letter.offset, letter.at)
+        if isinstance(found, Rejected):
+            still[found.reason] += 1
+            continue
+        mended += 1
+        for event in found:
+            events += 1
+            key = event.user_id.encode()
+            if client is not None:
+                to = partition_of(key, settings.worker.partitions)
+                client.send(settings.topic("events"), encode_event(event), key, partition=to, timestamp_ms=letter.timestamp).add_errback(
+                    failed.append
+                )
+    if client is not None:
+        client.flush(timeout=120)
+        client.close(timeout=5)
+        if failed:
+            raise BrokerError(f"{len(failed)} records were not taken: {failed[0]}; nothing is remembered, run it again")
+        _remember(settings, group, position)
+    return {"mended": mended, "events": events, "still_rejected": dict(still), "dry_run": dry_run}
+
+
+def _remember(settings: Settings, group: str, position: dict[TopicPartition, int]) -> None:
+    from kafka.structs import OffsetAndMetadata
+
+    if position:
+        client = consumer(settings, group_id=group)
+        client.assign(list(position))
+        client.commit({tp: OffsetAndMetadata(offset, "", -1) for tp, offset in position.items()})
+        client.close()
