@@ -11,6 +11,7 @@ from rocksdict import WriteBatch
 
 from encoder.features import UNKNOWN, ItemTable
 from encoder.towers import Tower
+from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import pack_vector, unpack_vector
 from streams.tablets import StorageError, open_db
@@ -42,6 +43,7 @@ class ItemStore:
         self.table = ItemTable(dims)
         self.categories = np.full((1024, MAX_CATEGORIES), -1, np.int32)  # (N, C) category numbers of each row
         self.category_packed: list[bytes] = []
+        self.category_order = np.zeros(64, np.uint64)
         self.item_packed: list[bytes] = [b""]
         self.titles: list[str] = [""]
         self.foreign = 0
@@ -112,6 +114,9 @@ class ItemStore:
         number = self._category.setdefault(category, len(self._category))
         if number == len(self.category_packed):
             self.category_packed.append(_pack(category))
+            if number == len(self.category_order):
+                self.category_order = np.concatenate([self.category_order, np.zeros_like(self.category_order)])
+            self.category_order[number] = hash64(category)
         return number
 
     def index(self, items: Sequence[str]) -> np.ndarray:

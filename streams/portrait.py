@@ -26,6 +26,7 @@ class Catalogue(Protocol):
 
     categories: np.ndarray  # (N, C) int32 category numbers, -1 = none
     category_packed: list[bytes]  # MessagePack of each category's name
+    category_order: np.ndarray  # a number for each category that depends on its name alone
     item_packed: list[bytes]  # MessagePack of the fields item and title of each row
 
 
@@ -81,7 +82,8 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     share = _share(total, user)
 
     kept = np.flatnonzero(total > 0)
-    kept = kept[np.lexsort((-share[kept], user[kept]))]
+    name = catalogue.category_order[category[start]]  # among equals, so that a portrait does not depend on which category came first
+    kept = kept[np.lexsort((name[kept], -total[kept], user[kept]))]
     kept = kept[_rank(user[kept]) < style.interests]
     number = np.full(len(start), -1)
     number[kept] = np.arange(len(kept))

@@ -23,6 +23,7 @@ ITEMS = {"tea": ["Drinks"], "cup": ["Drinks", "Kitchen"], "pan": ["Kitchen"], "m
 class Catalogue:
     categories: np.ndarray
     category_packed: list[bytes]
+    category_order: np.ndarray
     item_packed: list[bytes]
 
 
@@ -33,7 +34,7 @@ def world() -> tuple[ItemTable, Catalogue]:
         row = table.put(item_key(name), np.ones(2))
         categories[row, : len(own)] = [names.index(c) for c in own]
         packed.append(msgpack.packb("item") + msgpack.packb(name) + msgpack.packb("title") + msgpack.packb(name.title()))
-    return table, Catalogue(categories, [msgpack.packb(n) for n in names], packed)
+    return table, Catalogue(categories, [msgpack.packb(n) for n in names], np.arange(len(names)), packed)
 
 
 def style(interests: int = 10, evidence: int = 2) -> Style:
