@@ -4,13 +4,14 @@ Plumbing is paid per batch, not per record; group membership, rebalance, ack and
 Faust 0.15.3 loses fetched messages around a rebalance in four ways; what holds against each here:
 
   1. fetched while the flow is stopped: the position has moved on, nobody seeks back   -> `perform_seek` on a stopped flow
-  2. fetched by the old generation, tagged with the new one: a hole in front of it     -> re-read once before a hole is believed
+  2. fetched by the old generation, tagged with the new one: a hole in front of it     -> re-read before a hole is believed
   3. queued between `perform_seek` and `flow_control.resume`, which clears the queues  -> an ack must follow the one before it,
                                                                                          else the partition is read again from there
   4. any of these before the group's first commit: there is no offset to seek back to  -> `perform_seek` seeks to the log's start
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class BatchTopic(faust.Topic):
         return Event(self.app, None, message.value, None, message)
 
 
+REREADS = 2  # the same hole again and again is real: control records of transactions, compaction, retention
 FETCH_WAIT_MS = 25  # Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
 
 
@@ -58,7 +60,7 @@ class BatchConsumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._due: dict[TP, int] = {}  # the offset that the next fetch must begin with
-        self._holes: dict[TP, int] = {}  # where a hole was already re-read once
+        self._holes = Counter[tuple[TP, int, int]]()  # how often a fetch began with another offset than was due
         self._handled: dict[TP, int] = {}  # the offset that the next ack must begin with
         self._lost: set[TP] = set()  # partitions of which a batch went missing between fetch and ack
         self.lost_batches = 0
@@ -82,6 +84,7 @@ class BatchConsumer(driver.Consumer):
                 due[TP(*tp)] = offset
         self._due, self._handled = due, dict(due)
         self._lost.clear()
+        self._holes.clear()
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, RecordBatch]]:
         """Fetch, and yield one batch for each partition."""
@@ -111,12 +114,14 @@ class BatchConsumer(driver.Consumer):
             records = [r for r in records if r.offset >= due]
             if not records:
                 return None
-            if records[0].offset > due and self._holes.get(tp) != due:
-                log.warning("%s: fetched from offset %d where %d was due: reading again", tp, records[0].offset, due)
+            hole = (due, records[0].offset)
+            if hole[1] > due and self._holes[tp, *hole] < REREADS:
+                log.warning("%s: fetched from offset %d where %d was due: reading again", tp, hole[1], due)
                 self.holes_reread += 1
-                self._holes[tp] = due
+                self._holes[tp, *hole] += 1
                 await self.seek(tp, due)
                 return None
+            self._holes.pop((tp, *hole), None)
         last = records[-1]
         batch = RecordBatch(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, 0, None, None, records, None, 0, 0, tp, generation_id=generation
