@@ -1,12 +1,11 @@
-"""Workers that join and leave, under load."""
+"""Workers that join, leave, stand still and come back, under load."""
 
 import time
 from collections.abc import Callable
 
 import pytest
 
-from streams.tablets import Tablet
-from tests.kafka.cluster import RIGHT, Cluster, Load
+from tests.kafka.cluster import RIGHT, Cluster, Load, wait_for
 
 pytestmark = pytest.mark.kafka
 
@@ -25,38 +24,34 @@ def test_join_kill_return(cluster: Callable[..., Cluster]) -> None:
     a = c.worker("a").ready()
     load.join()
     c.drain()
-    shared = {w: set(range(4)) & owned(w.url) for w in (a, b)}
-    assert sorted(p for owned_by in shared.values() for p in owned_by) == [0, 1, 2, 3]
+    owned = c.owners()
+    assert owned[a]
+    assert owned[b]
     assert a.terminate() == 0
-    c.drain()
+    wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
     assert b.terminate() == 0
-    assert c.check() == RIGHT
+    assert c.check(b.data_dir, owned={a.data_dir: owned[a]}) == RIGHT
+    assert len({(d.topic, d.partition, d.offset) for d in c.dead()}) == load.broken
 
 
-def owned(url: str) -> set[int]:
-    import httpx
-
-    return set(httpx.get(f"{url}/readyz", timeout=5).json()["tablets"])
-
-
-def test_ahead_of_the_changelog(cluster: Callable[..., Cluster]) -> None:
-    """Rows that a killed worker had in RocksDB but never published reach the changelog with the replay."""
+@pytest.mark.parametrize("waits_s", [3, 12], ids=["within-the-session", "past-the-session"])
+def test_stands_still(cluster: Callable[..., Cluster], waits_s: int) -> None:
+    """A worker that stands still, until the group has given it up or not, writes nothing old when it goes on."""
     c = cluster()
-    load = Load(c, events=3000, rate=3000)
-    worker = c.worker("a").ready()
+    c.items()
+    load = Load(c, events=60_000, rate=1500, users=6000)
+    a, b = c.worker("a"), c.worker("b")
+    c.owners()
+    for worker in (a, b):
+        time.sleep(2)
+        worker.pause()
+        time.sleep(waits_s)
+        worker.go_on()
+        time.sleep(5)
     load.join()
     c.drain()
-    worker.terminate()
-    for path in worker.data_dir.glob("tablet-*"):
-        tablet = Tablet(0, path)
-        tablet.write([(b"u-never-published", b"\x01" + bytes(32))], [(b"u-never-published", b"")])
-        rows = dict(tablet.scan("windows"))
-        tablet.write([(user, window[:1] + window[33:]) for user, window in rows.items() if len(window) > 65])
-        tablet.write([(b"u-never-published", None)], [(b"u-never-published", None)])
-        tablet.close()
-    more = Load(c, events=3000, rate=3000, seed=8)
-    worker = c.worker("a").ready()
-    more.join()
-    c.drain()
-    worker.terminate()
-    assert c.check()["not_committed"] == 0
+    owned = c.owners()
+    assert a.terminate() == 0
+    wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
+    assert b.terminate() == 0
+    assert c.check(b.data_dir, owned={a.data_dir: owned[a]}) == RIGHT

@@ -1,0 +1,98 @@
+"""The check of everything that a cluster keeps against what the log says it should be."""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from encoder.runtime import load_encoder
+from encoder.towers import load_tower
+from schemas.events import decode_event
+from schemas.profiles import decode_profile, unpack_vector
+from streams import verify
+from streams.items import ItemStore
+from streams.profiler import Profiler, style_of
+from streams.sending import partition_of
+from streams.settings import Settings
+from streams.tablets import Tablet
+
+RIGHT = {"windows_wrong": 0, "profiles_wrong": 0, "window_tables_wrong": 0, "profile_tables_wrong": 0, "not_committed": 0}
+FLOAT16 = 1e-3
+CLOCKS = ("updated_at", "received_at")  # differ from one encoding of the same window to the next
+
+
+def read(settings: Settings, name: str) -> list[Any]:
+    """Every record of one of Currents' own topics."""
+    return asyncio.run(verify.read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
+
+
+def is_event(record: Any) -> bool:
+    """Whether a record of the unified topic is one that a worker takes."""
+    try:
+        return decode_event(record.value or b"").user_id.encode() == record.key
+    except ValueError:
+        return False
+
+
+def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -> dict[str, int]:
+    """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped."""
+    names = {p.code: p.name for p in settings.platforms}
+    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.window)
+    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    wrong = {"windows": 0, "profiles": 0}
+    for data_dir, partitions in tables.items():
+        for p in partitions:
+            tablet = Tablet(p, data_dir / f"tablet-{p}")
+            for name, changelog in (("windows", windows), ("profiles", profiles)):
+                mine = {u: row for u, row in changelog.items() if partition_of(u, settings.worker.partitions) == p}
+                wrong[name] += verify.wrong(mine, dict(tablet.scan(name)))
+            tablet.close()
+    return {
+        "windows_wrong": verify.wrong(expected, windows),
+        "profiles_wrong": profiles_wrong(settings, expected, profiles, folder),
+        "window_tables_wrong": wrong["windows"],
+        "profile_tables_wrong": wrong["profiles"],
+    }
+
+
+def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], folder: Path) -> int:
+    """Profiles that are not what the encoder and the portrait make of their window, given all items."""
+    tower = load_tower(settings.encoding.tower)
+    encoder = load_encoder(settings.encoding.encoder, tower.space_id, tower.dims)
+    store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
+    store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
+    users = sorted(windows)
+    made, _ = Profiler(encoder, store, style_of(settings), settings.encoding.window)(users, [windows[u] for u in users], [0] * len(users), 0)
+    store.close()
+    wrong = [(row, profiles.get(u)) for u, row in zip(users, made, strict=True) if u not in profiles or not same(row, profiles[u])]
+    for row, found in wrong[:2]:
+        print("want", msgpack.unpackb(row), "\n got", found and msgpack.unpackb(found))
+    return len(wrong) + len(profiles.keys() - windows.keys())
+
+
+def same(one: bytes, other: bytes) -> bool:
+    """Equal but for the clock and the last bit of float16."""
+    a, b = decode_profile(one), decode_profile(other)
+    if not np.allclose(unpack_vector(a.vector), unpack_vector(b.vector), atol=FLOAT16):
+        return False
+    x, y = msgpack.unpackb(one), msgpack.unpackb(other)
+    for row in (x, y):
+        for field in ("vector", *CLOCKS):
+            del row[field]
+    return close(x, y)
+
+
+def close(x: Any, y: Any) -> bool:
+    """Equal, floats nearly: the order of a sum is not part of the contract."""
+    if isinstance(x, float) and isinstance(y, float):
+        return math.isclose(x, y, abs_tol=FLOAT16)
+    if isinstance(x, dict) and isinstance(y, dict):
+        return x.keys() == y.keys() and all(close(x[k], y[k]) for k in x)
+    if isinstance(x, list) and isinstance(y, list):
+        return len(x) == len(y) and all(map(close, x, y))
+    return bool(x == y)

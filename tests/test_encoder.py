@@ -1,0 +1,149 @@
+"""Baseline, runtime, model and bundle."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from encoder.baseline import Baseline
+from encoder.bundle import MANIFEST, ONNX, BundleError, Manifest, open_bundle, publish
+from encoder.features import ItemTable, featurize, model_inputs
+from encoder.model import PRESETS, SequenceEncoder
+from encoder.runtime import OnnxEncoder, load_encoder
+from schemas.events import BEHAVIOR_CODE
+from schemas.windows import DTYPE, NO_DWELL, VERSION
+from training.export import export, parity, to_onnx
+
+DIMS = 16
+
+
+def table(n: int = 50) -> ItemTable:
+    items, r = ItemTable(DIMS), np.random.default_rng(0)
+    for key in range(1, n):
+        v = r.standard_normal(DIMS)
+        items.put(key, v / np.linalg.norm(v))
+    return items
+
+
+def window(keys: list[int], behaviors: list[str] | None = None) -> bytes:
+    rows = np.zeros(len(keys), DTYPE)
+    rows["item_key"], rows["ts_ms"], rows["event_id"] = keys, 1_700_000_000_000 + np.arange(len(keys)) * 977_000, np.arange(len(keys))
+    rows["platform"], rows["dwell_ds"], rows["value"] = 1, NO_DWELL, np.nan
+    rows["behavior"] = [BEHAVIOR_CODE[b] for b in behaviors] if behaviors else BEHAVIOR_CODE["view"]
+    return VERSION + rows.tobytes()
+
+
+WINDOWS = [window([5]), window([1, 2, 3]), window([999]), window(list(range(1, 41))), window([7, 999, 8], ["view", "buy", "hide"])]
+
+
+def expected(window_keys: list[int], signs: list[int], items: ItemTable) -> np.ndarray:
+    weights = [s * 0.5 ** (k / 3) for k, s in enumerate(reversed(signs))]
+    total = sum(w * items.vectors[items.index(np.array([key], np.uint64))[0]] for w, key in zip(weights, reversed(window_keys), strict=True))
+    return np.asarray(total / np.linalg.norm(total))
+
+
+def test_baseline_by_hand() -> None:
+    """The baseline is the decayed mean, newest first, a hide counting against."""
+    items, baseline = table(), Baseline(DIMS, "s")
+    found = baseline.encode(featurize(WINDOWS, items, 64), items)
+    np.testing.assert_allclose(found[1], expected([1, 2, 3], [1, 1, 1], items), atol=1e-6)
+    np.testing.assert_allclose(found[4], expected([7, 999, 8], [1, 1, -1], items), atol=1e-6)
+    np.testing.assert_allclose(found[3], expected(list(range(9, 41)), [1] * 32, items), atol=1e-6)
+    assert not found[2].any()
+
+
+def test_untrained_is_baseline() -> None:
+    """An untrained sequence encoder gives the baseline's vectors."""
+    items = table()
+    features = featurize([w for w in WINDOWS if len(w) <= 1 + 32 * 32], items, 32)
+    torch.manual_seed(0)
+    model = SequenceEncoder(DIMS, PRESETS["xs"]).eval()
+    with torch.inference_mode():
+        found = model(**{k: torch.from_numpy(v) for k, v in model_inputs(features, items).items()}).numpy()
+    np.testing.assert_allclose(found, Baseline(DIMS, "s").encode(features, items), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    model = SequenceEncoder(DIMS, PRESETS["xs"])
+    torch.nn.init.normal_(model.out.weight, std=0.1)
+    return export(model, tmp_path_factory.mktemp("bundles") / "xs", "items-space", DIMS, 32, "xs").folder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parity(preset: str) -> None:
+    """torch and ONNX Runtime agree for every preset and length."""
+    torch.manual_seed(2)
+    model = SequenceEncoder(DIMS, PRESETS[preset]).eval()
+    torch.nn.init.normal_(model.out.weight, std=0.1)
+    assert parity(model, to_onnx(model, DIMS), DIMS) <= 1e-4
+
+
+def test_batch_is_each_alone(bundle: Path) -> None:
+    """A user's vector does not depend on who else is in the batch, is of length 1, and zero while every item is unknown."""
+    items, encoder = table(), load_encoder(str(bundle), "items-space", DIMS)
+    together = encoder.encode(featurize(WINDOWS, items, 64), items)
+    for i, one in enumerate(WINDOWS):
+        np.testing.assert_allclose(encoder.encode(featurize([one], items, 64), items)[0], together[i], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), [1, 1, 0, 1, 1], atol=1e-5)
+    assert not np.allclose(together, Baseline(DIMS, "s").encode(featurize(WINDOWS, items, 64), items), atol=1e-2)
+
+
+def test_load(bundle: Path) -> None:
+    """`baseline` and a folder are encoders; a bundle for another tower is refused saying both."""
+    assert isinstance(load_encoder(str(bundle), "items-space", DIMS), OnnxEncoder)
+    assert load_encoder("baseline", "x", 8).dims == 8
+    with pytest.raises(BundleError, match=r"item_dims = 16.*makes 8"):
+        load_encoder(str(bundle), "items-space", 8)
+    with pytest.raises(BundleError, match="item_space_id = 'items-space'"):
+        load_encoder(str(bundle), "other", DIMS)
+
+
+def _break_hash(folder: Path) -> None:
+    (folder / ONNX).write_bytes((folder / ONNX).read_bytes()[:-1])
+
+
+def _edit(**changes: object) -> object:
+    def edit(folder: Path) -> None:
+        row = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps(row | changes))
+
+    return edit
+
+
+BROKEN = {
+    "cut file": (_break_hash, "want sha256"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "no manifest.json"),
+    "no folder": (shutil.rmtree, "no such folder"),
+    "not JSON": (lambda f: (f / MANIFEST).write_text("{"), "want JSON"),
+    "no file": (lambda f: (f / ONNX).unlink(), "No such file"),
+    "format": (_edit(format=9), "want format 1, got 9"),
+    "dims": (_edit(dims="many"), "whole dims"),
+    "unknown field": (_edit(colour="red"), "colour"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_refused(bundle: Path, tmp_path: Path, how: str) -> None:
+    """A bundle that is not whole and as its manifest says is refused, with what is wrong."""
+    break_it, message = BROKEN[how]
+    shutil.copytree(bundle, tmp_path / "b")
+    break_it(tmp_path / "b")  # type: ignore[operator]
+    with pytest.raises(BundleError, match=message):
+        open_bundle(tmp_path / "b")
+
+
+def test_publish_is_atomic(tmp_path: Path) -> None:
+    """A bundle appears whole or not at all, and is never overwritten."""
+    manifest = Manifest("v", "s", "i", 2, 2, 4)
+    with pytest.raises(TypeError):
+        publish(tmp_path / "b", manifest, {ONNX: b"x", "bad": None})  # type: ignore[dict-item]
+    assert list(tmp_path.iterdir()) == []
+    publish(tmp_path / "b", manifest, {ONNX: b"x"})
+    assert open_bundle(tmp_path / "b").manifest.version == "v"
+    with pytest.raises(BundleError, match="never changed"):
+        publish(tmp_path / "b", manifest, {ONNX: b"y"})
