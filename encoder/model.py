@@ -84,9 +84,7 @@ class SequenceEncoder(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, items: Tensor, known: Tensor, platform: Tensor, behavior: Tensor, numeric: Tensor, times: Tensor, lengths: Tensor
-    ) -> Tensor:
+    def forward(self, items: Tensor, known: Tensor, platform: Tensor, behavior: Tensor, numeric: Tensor, times: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, D), (B, T), (B, T), (B, T), (B, T, NUMERIC), (B, T, TIMES), (B,) -> (B, D), L2-normalised, zero where nothing is known."""
         x = self.item(items) + self.platform(platform) + self.behavior(behavior) + self.numeric(numeric) + self.time(times)
         for block in self.blocks:

@@ -1,6 +1,6 @@
 """A torch encoder -> ONNX -> bundle. Refuses an export that differs from torch.
 
-    python -m training.export --out bundles/xs [--preset xs] [--checkpoint weights.pt]
+python -m training.export --out bundles/xs [--preset xs] [--checkpoint weights.pt]
 """
 
 import hashlib
@@ -87,7 +87,9 @@ def export(model: SequenceEncoder, out: Path, item_space_id: str, dims: int, max
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
     preset: str = "xs",
-    checkpoint: Annotated[Path | None, typer.Option(help="State dict of a SequenceEncoder; the untrained one, equal to the baseline, without")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="State dict of a SequenceEncoder; the untrained one, equal to the baseline, without")
+    ] = None,
     tower: str = "static",
     max_len: int = 32,
     seed: int = 0,

@@ -1,0 +1,74 @@
+"""The item table and the featurizer."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encoder.features import NUMERIC, TIMES, UNKNOWN, ItemTable, featurize, model_inputs
+from schemas.windows import DTYPE, NO_DWELL, VERSION
+
+keys = st.integers(0, 2**64 - 1)
+
+
+@given(st.lists(st.tuples(keys | st.integers(0, 40), st.booleans()), max_size=120), st.lists(keys, max_size=20))
+def test_table_is_a_dict(changes: list[tuple[int, bool]], others: list[int]) -> None:
+    """Whatever is put, replaced and forgotten, the table finds what a dict would."""
+    table, known = ItemTable(1, capacity=4), dict[int, float]()
+    for n, (key, put) in enumerate(changes, 1):
+        if put:
+            table.put(key, np.array([n]))
+            known[key] = n
+        else:
+            table.forget(key)
+            known[key] = 0.0
+    asked = [*known, *others]
+    rows = table.index(np.array(asked, np.uint64))
+    assert [float(table.vectors[r, 0]) for r in rows] == [known.get(k, 0.0) for k in asked]
+    assert not table.vectors[UNKNOWN].any()
+
+
+def window(*rows: tuple[int, int]) -> bytes:
+    out = np.zeros(len(rows), DTYPE)
+    out["ts_ms"], out["item_key"] = zip(*rows, strict=True)
+    out["dwell_ds"], out["value"] = NO_DWELL, np.nan
+    return VERSION + out.tobytes()
+
+
+def test_featurize() -> None:
+    """Windows are padded at the end; only the newest events are kept; unknown items are row 0."""
+    table = ItemTable(2)
+    for key in (1, 2, 3):
+        table.put(key, np.ones(2))
+    f = featurize([window((10, 1), (20, 2), (30, 3)), window((5, 9))], table, 2)
+    assert f.items.tolist() == [[2, 3], [UNKNOWN, UNKNOWN]]
+    assert (f.lengths.tolist(), f.mask.tolist()) == ([2, 1], [[True, True], [True, False]])
+    assert f.rows["ts_ms"].tolist() == [[20, 30], [5, 0]]
+    assert f.newest(1).items.tolist() == [[3], [UNKNOWN]]
+    assert f.take(np.array([1])).rows["ts_ms"].tolist() == [[5]]
+
+
+def test_newest_is_featurize() -> None:
+    """Cutting features gives what featurizing fewer events gives."""
+    table = ItemTable(2)
+    table.put(3, np.ones(2))
+    windows = [window(*((t, t) for t in range(1, n))) for n in (2, 5, 9)]
+    long, short = featurize(windows, table, 64).newest(4), featurize(windows, table, 4)
+    for a, b in zip((long.rows, long.items, long.lengths, long.mask), (short.rows, short.items, short.lengths, short.mask), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_model_inputs() -> None:
+    """Inputs have the promised shapes, are finite, and know nothing of what comes later in the window."""
+    table = ItemTable(2)
+    table.put(1, np.ones(2))
+    day = 86_400_000
+    whole = model_inputs(featurize([window((day, 1), (day + 1000, 2), (3 * day, 1))], table, 8), table)
+    part = model_inputs(featurize([window((day, 1), (day + 1000, 2))], table, 8), table)
+    assert whole["items"].shape == (1, 3, 2)
+    assert whole["numeric"].shape == (1, 3, NUMERIC)
+    assert whole["times"].shape == (1, 3, TIMES)
+    assert whole["known"].tolist() == [[1, 0, 1]]
+    for name, value in part.items():
+        assert np.isfinite(value).all()
+        if name != "lengths":
+            np.testing.assert_array_equal(value, whole[name][:, :2])

@@ -1,0 +1,223 @@
+"""Mappings: paths, times, rejections, and that nothing raises on any bytes."""
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas.declaration import presets
+from schemas.events import decode_event, encode_event
+from schemas.mapping import REASONS, Mapper, PlatformMapping, Rejected
+from schemas.paths import MISSING, getter, parse
+
+NOW = 1_800_000_000_000
+EARLIEST = 946_684_800_000
+GOOD: dict[str, Any] = {"account": "a", "item": "i", "behavior": "view", "time": NOW}
+
+
+def mapper(**more: Any) -> Mapper:
+    return Mapper(PlatformMapping(**{"name": "p", "code": 1, "preset": "plain", "shared_ids": True, **more}), 300_000, EARLIEST, 10_000)
+
+
+def events(raw: bytes | None, **more: Any) -> Any:
+    return mapper(**more).events(raw, "t", 0, 0, NOW)
+
+
+DOC = {"a": {"b": [{"c": 1}, {"c": 2, "k": "x"}]}, "x.y": 3, "l": [], "n": None}
+PATHS = [
+    ("a.b[0].c", 1),
+    ("a.b[-1].c", 2),
+    ("a.b[5].c", MISSING),
+    ("a.b[k=x].c", 2),
+    ("a.b[k=y].c", MISSING),
+    ('"x.y"', 3),
+    ("a.c", MISSING),
+    ("a.b.c", MISSING),
+    ("l[0]", MISSING),
+    ("n", None),
+    ("n.z", MISSING),
+]
+
+
+@pytest.mark.parametrize(("path", "wanted"), PATHS)
+def test_paths(path: str, wanted: Any) -> None:
+    """A path leads to its value, or to nothing."""
+    assert getter(parse(path).steps)(DOC) is wanted or getter(parse(path).steps)(DOC) == wanted
+
+
+@pytest.mark.parametrize("path", ["", "a..b", ".a", "a.", "a[", "a[]", "a[x]", "a[*].b[*]", "a]b"])
+def test_bad_paths(path: str) -> None:
+    """A path that cannot be read is refused when the settings are."""
+    with pytest.raises(ValueError, match="path|want"):
+        parse(path)
+
+
+REJECTED = [
+    (b"{", "not-json"),
+    (b"\xff\xfe", "not-json"),
+    (b"[1]", "wrong-shape"),
+    (b'"x"', "wrong-shape"),
+    (None, "empty-value"),
+    (b"", "empty-value"),
+    (b'{"x":"' + b"y" * 10_001 + b'"}', "too-large"),
+    ({"account": None}, "no-account"),
+    ({"account": ""}, "no-account"),
+    ({"account": {"id": 1}}, "no-account"),
+    ({"account": "x" * 2000}, "no-account"),
+    ({"item": None}, "no-item"),
+    ({"item": [1]}, "no-item"),
+    ({"behavior": None}, "no-behavior"),
+    ({"behavior": "teleported"}, "unknown-behavior"),
+    ({"behavior": {"a": 1}}, "unknown-behavior"),
+    ({"time": None}, "no-time"),
+    ({"time": "soon"}, "bad-time"),
+    ({"time": True}, "bad-time"),
+    ({"time": [1]}, "bad-time"),
+    ({"time": NOW + 300_001}, "time-in-future"),
+    ({"time": 10**17}, "time-in-future"),
+    ({"time": 1e300}, "time-in-future"),
+    ({"time": 5}, "time-too-old"),
+    ({"time": -1}, "time-too-old"),
+    ({"value": "much"}, "bad-value"),
+    ({"value": 1e39}, "bad-value"),
+    ({"value": []}, "bad-value"),
+    ({"dwell": -1}, "bad-dwell"),
+    ({"id": {}}, "bad-id"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REJECTED)
+def test_rejected(change: Any, reason: str) -> None:
+    """What cannot be used is rejected with the reason, and a detail that is short."""
+    raw = orjson.dumps(GOOD | change) if isinstance(change, dict) else change
+    found = events(raw)
+    assert isinstance(found, Rejected)
+    assert found.reason == reason
+    assert len(found.detail) < 400
+
+
+TIMES = [
+    ("s", 1_700_000_000, 1_700_000_000_000),
+    ("s", 1_700_000_000.1239, 1_700_000_000_124),
+    ("s", "1700000000", 1_700_000_000_000),
+    ("ms", 1_700_000_000_123, 1_700_000_000_123),
+    ("us", "1700000000123999", 1_700_000_000_124),
+    ("iso8601", "2023-11-14T22:13:20Z", 1_700_000_000_000),
+    ("iso8601", "2023-11-14T23:13:20.5+01:00", 1_700_000_000_500),
+    ("iso8601", "2023-11-14 22:13:20", 1_700_000_000_000),
+]
+
+
+@pytest.mark.parametrize(("form", "time", "wanted"), TIMES)
+def test_times(form: str, time: Any, wanted: int) -> None:
+    """Every unit and format gives ms; a time without zone is UTC."""
+    (event,) = events(orjson.dumps(GOOD | {"time": time}), time_format=form)
+    assert event.ts_ms == wanted
+
+
+def test_derived_id() -> None:
+    """Without an id an exact duplicate has the same one, and any change another; ids of platforms do not meet."""
+
+    def derived(**change: Any) -> int:
+        return events(orjson.dumps(GOOD | change))[0].event_id
+
+    assert derived() == derived() == derived(unrelated=1)
+    assert len({derived(), derived(item="j"), derived(time=NOW - 1), derived(behavior="buy"), derived(value=1), derived(account="b")}) == 6
+    assert events(orjson.dumps(GOOD | {"id": "x"}))[0].event_id != events(orjson.dumps(GOOD | {"id": "x"}), name="q")[0].event_id
+
+
+def test_users() -> None:
+    """Accounts are users as they are where ids are shared, else platform:account."""
+    assert events(orjson.dumps(GOOD))[0].user_id == "a"
+    assert events(orjson.dumps(GOOD), shared_ids=False)[0].user_id == "p:a"
+
+
+def test_value_scale() -> None:
+    """A rating scale becomes -1..1."""
+    for rating, wanted in ((0.5, -1.0), (2.75, 0.0), (5, 1.0), (9, 1.0)):
+        assert events(orjson.dumps(GOOD | {"value": rating}), value_scale=[0.5, 5])[0].value == wanted
+
+
+FILTERS = [
+    ({"path": "behavior", "equals": "view"}, True),
+    ({"path": "behavior", "equals": "buy"}, False),
+    ({"path": "behavior", "in": ["buy", "view"]}, True),
+    ({"path": "behavior", "not_in": ["view"]}, False),
+    ({"path": "test", "exists": False}, True),
+    ({"path": "test", "exists": True}, False),
+    ({"path": "test", "not_in": ["yes"]}, True),
+]
+
+
+@pytest.mark.parametrize(("condition", "passes"), FILTERS)
+def test_filters(condition: dict[str, Any], passes: bool) -> None:
+    """A record that fails a filter is left out, and is no dead letter."""
+    assert len(events(orjson.dumps(GOOD), filters=[condition])) == passes
+
+
+def test_all_or_nothing() -> None:
+    """One bad element of an array rejects the whole record."""
+    several = {"item": "things[*].id"}
+    good = GOOD | {"things": [{"id": 1}, {"id": 2}]}
+    assert [e.item_id for e in events(orjson.dumps(good), **several)] == ["1", "2"]
+    bad = events(orjson.dumps(GOOD | {"things": [{"id": 1}, {}]}), **several)
+    assert isinstance(bad, Rejected)
+
+
+MISTAKES = [
+    ({"code": 0}, "code"),
+    ({"code": 64}, "code"),
+    ({"name": "Shop!"}, "name"),
+    ({"preset": "nope"}, "want one of activitystreams"),
+    ({"behaviors": {"x": "teleport"}}, "want one of unknown, view"),
+    ({"item": "a[*].b", "value": "c[*].d"}, "same array"),
+    ({"value_scale": [5, 1]}, "lowest, highest"),
+    ({"filters": [{"path": "a"}]}, "exactly one of"),
+    ({"time_format": "minutes"}, "time_format"),
+    ({"colour": "red"}, "colour"),
+    ({"account": "a..b"}, "joined by dots"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_mistakes(change: dict[str, Any], message: str) -> None:
+    """A mapping that cannot work is refused, naming what was expected."""
+    with pytest.raises(ValidationError, match=message):
+        PlatformMapping(**{"name": "p", "code": 1, "preset": "plain", **change})
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)) | st.sampled_from(["view", "track", "Like", "1.0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "type", "id", "items", "object", "actor", "data"]), inner),
+    max_leaves=20,
+)
+MAPPERS = [mapper(preset=p) for p in presets()]
+
+
+def survives(raw: bytes) -> None:
+    for one in MAPPERS:
+        found = one.events(raw, "t", 0, 0, NOW)
+        if isinstance(found, Rejected):
+            assert found.reason in REASONS
+            found.detail.encode()
+        else:
+            assert [decode_event(encode_event(e)) for e in found] == found
+        item = one.item(raw)
+        assert not isinstance(item, Rejected) or item.reason in REASONS
+
+
+@given(st.binary())
+def test_any_bytes(raw: bytes) -> None:
+    """No bytes make a mapping raise."""
+    survives(raw)
+
+
+@given(st.dictionaries(st.sampled_from([*GOOD, "value", "dwell", "id", "type", "userId", "properties", "object", "actor", "published"]), anything))
+def test_any_json(value: dict[str, Any]) -> None:
+    """No JSON makes a mapping raise, and whatever it accepts survives the wire."""
+    import json
+
+    survives(json.dumps({**GOOD, **value}).encode("utf-8", "surrogatepass"))
