@@ -11,6 +11,7 @@ Faust 0.15.3 loses fetched messages around a rebalance in four ways; what holds 
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -53,6 +54,21 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
+    async def on_start(self) -> None:
+        """Note when the group last heard of this worker."""
+        await super().on_start()
+        coordinator = self._consumer._coordinator
+        heartbeat = coordinator._do_heartbeat
+
+        async def noted() -> bool:
+            began = time.monotonic()
+            known = bool(await heartbeat())
+            if known:
+                self.consumer.known_at = began
+            return known
+
+        coordinator._do_heartbeat = noted
+
 
 class BatchConsumer(driver.Consumer):
     """Faust's consumer, handing out record batches. Batches of a partition are acked in order (one agent, concurrency 1)."""
@@ -65,12 +81,18 @@ class BatchConsumer(driver.Consumer):
         self._lost: set[TP] = set()  # partitions of which a batch went missing between fetch and ack
         self.lost_batches = 0
         self.holes_reread = 0
+        self.known_at = 0.0  # monotonic seconds: when the group last took this worker for a member
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def create_topic(self, topic: str, partitions: int, replication: int, **_: Any) -> None:
         """Topics are made by streams.topics before the app starts."""
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """The group knows this worker."""
+        self.known_at = time.monotonic()
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def perform_seek(self) -> None:
         """Back to the committed offsets, or to the log's start: what was fetched and not acked comes again."""
@@ -175,6 +197,10 @@ class BatchApp(faust.App):
         """Partition -> URL of the worker that has it, as of the last assignment."""
         distribution = self.assignor.external_topic_distribution
         return {p: url for url, tps in distribution.items() for p in tps.get(topic, ())}
+
+    def is_member(self) -> bool:
+        """Whether the group cannot have given this worker up yet. After it stood still its partitions may be another's, before it hears of that."""
+        return bool(time.monotonic() - self.consumer.known_at < 0.8 * self.conf.broker_session_timeout)
 
     @property
     def lost_batches(self) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -34,7 +35,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except _problems() as error:
-        err.print(f"[bold red]currents:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        err.print(f"[bold red]currents:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -80,6 +81,7 @@ def set_up_logging(level: str) -> None:
     if level != "debug":
         for noisy in ("faust", "mode", "aiokafka", "kafka"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger("streams").setLevel(logging.CRITICAL)  # Faust's own, by the name of our module: a crash is told once, at the end
 
 
 @app.command()

@@ -19,6 +19,8 @@ from streams.sending import Row, Sender, by_partition
 from streams.settings import Settings
 from streams.tablets import now_ms
 
+OLDEST_MS = 3_600_000
+
 
 @dataclass
 class Mapped:
@@ -30,7 +32,10 @@ class Mapped:
 
 
 def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
-    """Records of `events.<platform>` -> rows of `currents.events`. They keep the record's time, from which the age of a profile counts."""
+    """Records of `events.<platform>` -> rows of `currents.events`. They keep the record's time, from which the age of a profile counts.
+
+    Unless it is old or ahead: by its time the brokers would expire the row before it was read, or refuse it.
+    """
     out, now = Mapped(), now_ms()
     for r in records:
         events = mapper.events(r.value, r.topic, r.partition, r.offset, now)
@@ -38,17 +43,19 @@ def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
             out.dead.append(letter_of(r, events.reason, events.detail, platform, now))
             continue
         out.filtered += not events
-        out.rows += [(e.user_id.encode(), encode_event(e), r.timestamp) for e in events]
+        at = min(max(r.timestamp, now - OLDEST_MS), now)
+        out.rows += [(e.user_id.encode(), encode_event(e), at) for e in events]
     return out
 
 
 def map_items(records: Sequence[Any], mapper: Mapper, platform: str, tower: Tower) -> Mapped:
     """Records of `items.<platform>` -> rows of `currents.item-vectors`. A null value with the item's id as key takes the item away."""
     out, items, now = Mapped(), list[Item](), now_ms()
+    rows: list[Row | None] = []  # None: the next of `items`. Order counts: the last word on an item holds
     for r in records:
         if r.value is None and r.key:
             try:
-                out.rows.append((item_name(platform, r.key.decode()).encode(), None, r.timestamp))
+                rows.append((item_name(platform, r.key.decode()).encode(), None, now))
             except UnicodeDecodeError:
                 out.dead.append(letter_of(r, "empty-value", "a tombstone whose key is not UTF-8", platform, now))
             continue
@@ -57,7 +64,9 @@ def map_items(records: Sequence[Any], mapper: Mapper, platform: str, tower: Towe
             out.dead.append(letter_of(r, item.reason, item.detail, platform, now))
         else:
             items.append(item)
-    out.rows += item_rows(items, tower, now) if items else []
+            rows.append(None)
+    made = iter(item_rows(items, tower, now) if items else ())
+    out.rows = [row or next(made) for row in rows]
     return out
 
 

@@ -228,17 +228,12 @@ class _Bounded:
         self._app, self._maximum = app, maximum
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        seen = 0
-
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._maximum:
-                raise Problem(413, f"body: more than {self._maximum} bytes (query.max_body_bytes)")
-            return message
-
-        await self._app(scope, counted, send)
+        headers = dict(scope.get("headers", ()))
+        if int(headers.get(b"content-length", 0)) > self._maximum or b"chunked" in headers.get(b"transfer-encoding", b""):
+            error = {"error": f"body: want at most {self._maximum} bytes (query.max_body_bytes), with their length"}
+            await JSONResponse(error, 413)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

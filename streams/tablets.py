@@ -13,7 +13,7 @@ import logging
 import shutil
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch
@@ -146,20 +146,24 @@ class Tablet:
     def close(self) -> None:
         """Close the files; the tablet is not used again."""
         self._handle.clear()
-        for family in self._cf.values():
-            family.close()
+        try:
+            for family in self._cf.values():
+                family.close()
+            self._db.close()
+        except Exception as error:  # rocksdict raises bare Exception: after a failed write it cannot flush either
+            log.error("%s: %s", self.path, error)
         self._cf.clear()
-        self._db.close()
 
 
 class Tablets:
     """The tablets of one worker. A batch is written only by the generation that it was fetched in."""
 
-    def __init__(self, folder: Path, cache_mb: int, write_buffer_mb: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, cache_mb: int, write_buffer_mb: int, is_member: Callable[[], bool] = lambda: True) -> None:
+        self._folder, self._is_member = folder, is_member
         self._cache = Cache(cache_mb << 20)
         self._write_buffer_bytes = write_buffer_mb << 20
         self._open: dict[int, Tablet] = {}
+        self._last = -1
         self.generation: int | None = None
         """None while partitions are on the move: nobody writes."""
 
@@ -181,7 +185,14 @@ class Tablets:
                 pass
 
     def assign(self, partitions: set[int], generation: int) -> list[Tablet]:
-        """Close what went, open what came; returns the tablets that are to be restored."""
+        """Close what went, open what came; returns the tablets that are to be restored.
+
+        A tablet that stays is up to date only if no generation went by without this worker: in such a one another had it.
+        """
+        if generation != self._last + 1:
+            for tablet in self:
+                tablet.restored.clear()
+        self._last = generation
         for partition in set(self._open) - partitions:
             self._open.pop(partition).close()
         self._open |= {p: self.open(p) for p in sorted(partitions - set(self._open))}
@@ -212,6 +223,14 @@ class Tablets:
             except TimeoutError:
                 continue  # the generation may have passed meanwhile
         return None
+
+    async def may_publish(self, generation: int | None) -> bool:
+        """Whether this generation's rows may go to the changelogs; waits until the group is known to still have this worker, or not."""
+        while generation is not None and generation == self.generation:
+            if self._is_member():
+                return True
+            await asyncio.sleep(0.05)
+        return False
 
     def close(self) -> None:
         """Close everything."""

@@ -73,13 +73,15 @@ class Updater:
                     t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead
                 }
                 await self._sender.send(self._dead, dead)
-                await self._write(folded)
+                if not await self._write(folded):
+                    return []
             for tablet, part in folded.items():
                 self._count(records[tablet], part)
             return current
 
-    async def _write(self, folded: dict[Tablet, Folded]) -> None:
-        at = now_ms()
+    async def _write(self, folded: dict[Tablet, Folded]) -> bool:
+        """Effects 2 and 3; False if the tablets may be another worker's by now: nothing was published."""
+        at, generation = now_ms(), self._tablets.generation
         windows: dict[int, list[Row]] = {}
         profiles: dict[int, list[Row]] = {}
         for tablet, f in folded.items():
@@ -89,11 +91,14 @@ class Updater:
             windows[tablet.partition] = [(k, v, at) for k, v in new]
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
+        if not await self._tablets.may_publish(generation):
+            return False
         last = await self._sender.send_all({self._windows: windows, self._profiles: profiles})
         for tablet in folded:
             offsets = {topic: parts[tablet.partition] for topic, parts in last.items() if tablet.partition in parts}
             if offsets:
                 tablet.write(offsets=offsets, now_ms=at)
+        return True
 
     def _fold(self, records: dict[Tablet, list[Any]]) -> dict[Tablet, Folded]:
         with self._metrics.encode_seconds.time():
@@ -192,7 +197,8 @@ class Updater:
                 if self._tablets.generation != generation or generation is None:
                     return
                 folded = await self._run(self._again, tablet, chunk)
-                await self._write({tablet: folded})
+                if not await self._write({tablet: folded}):
+                    return
                 tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
             self._metrics.reencoded.inc(len(folded.users))
             await asyncio.sleep(0)

@@ -49,11 +49,11 @@ class Worker:
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = ItemStore(folder / "items", self.tower.space_id, self.tower.dims)
         self.store.load()
-        self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
+        self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(self.app)
         self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)

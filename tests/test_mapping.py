@@ -51,7 +51,7 @@ def test_paths(path: str, wanted: Any) -> None:
 @pytest.mark.parametrize("path", ["", "a..b", ".a", "a.", "a[", "a[]", "a[x]", "a[*].b[*]", "a]b"])
 def test_bad_paths(path: str) -> None:
     """A path that cannot be read is refused when the settings are."""
-    with pytest.raises(ValueError, match="path|want"):
+    with pytest.raises(ValueError, match=r"path|want"):
         parse(path)
 
 
