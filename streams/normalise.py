@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from encoder.towers import Tower
@@ -109,7 +108,6 @@ class Normaliser:
 
 def mappers(settings: Settings) -> dict[str, Mapper]:
     """A compiled mapper for each platform of the settings."""
-    earliest = datetime.fromisoformat(settings.ingest.earliest)
-    earliest_ms = round((earliest if earliest.tzinfo else earliest.replace(tzinfo=UTC)).timestamp() * 1000)
+    earliest_ms = settings.ingest.earliest_ms()
     skew_ms = round(settings.ingest.max_skew_s * 1000)
     return {p.name: Mapper(p, skew_ms, earliest_ms, settings.ingest.max_bytes) for p in settings.platforms}

@@ -90,6 +90,12 @@ def encode_id(user_id: str) -> bytes:
         raise Problem(422, "user_id: not Unicode text") from None
 
 
+def path_of(request: Request) -> str:
+    """The path as it was asked for: ids keep their escapes."""
+    raw: bytes = request.scope["raw_path"]
+    return raw.decode("ascii")
+
+
 def answer(request: Request, body: Any, status: int = 200) -> Response:
     """JSON, or MessagePack if Accept prefers it."""
     if binary(request):
@@ -125,7 +131,7 @@ def make_api(worker: "Worker") -> FastAPI:
         """The profile of a user."""
         with timed("get").time():
             if (url := tables.owner(user_id, request)) is not None:
-                return passed_on(await tables.ask(url, request, request.url.path, b""))
+                return passed_on(await tables.ask(url, request, path_of(request), b""))
             profile = tables.local(user_id)
             if profile is None:
                 raise Problem(404, "unknown user", user_id=user_id)
@@ -144,7 +150,7 @@ def make_api(worker: "Worker") -> FastAPI:
                 if (profile := tables.local(user_id)) is not None:
                     found[user_id] = view(profile, now_ms(), body.vector, binary(request))
             parts = [orjson.dumps({"user_ids": ids, "vector": body.vector}) for ids in owners.values()]
-            asked = (tables.ask(str(url), request, request.url.path, part) for url, part in zip(owners, parts, strict=True))
+            asked = (tables.ask(str(url), request, path_of(request), part) for url, part in zip(owners, parts, strict=True))
             for response in await asyncio.gather(*asked):
                 if response.status_code != 200:
                     raise not_yet("a worker that has some of the tablets is not ready")
@@ -159,7 +165,7 @@ def make_api(worker: "Worker") -> FastAPI:
         with timed("rank").time():
             limit("items and contents", len(body.items) + len(body.contents), maximum)
             if (url := tables.owner(user_id, request)) is not None:
-                return passed_on(await tables.ask(url, request, request.url.path, await request.body()))
+                return passed_on(await tables.ask(url, request, path_of(request), await request.body()))
             profile = tables.local(user_id)
             if profile is None:
                 raise Problem(404, "unknown user", user_id=user_id)

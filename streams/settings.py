@@ -3,10 +3,11 @@
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
@@ -71,6 +72,20 @@ class Ingest(Section):
     max_bytes: int = Field(2_000_000, ge=1, description="Larger events are dead letters")
     dead_letter_days: float = Field(14.0, gt=0, description="Retention of dead letters, days")
     event_days: float = Field(30.0, gt=0, description="Retention of the unified topic, days")
+
+    @field_validator("earliest")
+    @classmethod
+    def _is_a_time(cls, value: str) -> str:
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("want a time as ISO 8601") from None
+        return value
+
+    def earliest_ms(self) -> int:
+        """`earliest` in ms since the epoch; UTC where it names no zone."""
+        at = datetime.fromisoformat(self.earliest)
+        return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 class Encoding(Section):
@@ -160,7 +175,8 @@ def load(path: Path | None = None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_say(e, name) for e in error.errors())) from None
+        environment = _Environment(Settings)()
+        raise SettingsError("\n".join(_say(e, name, environment) for e in error.errors())) from None
     except Exception as error:  # pydantic-settings wraps JSON errors of complex variables in its own type
         raise SettingsError(f"environment: {error}") from None
 
@@ -179,8 +195,11 @@ def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
         raise SettingsError(f"{file}: not TOML: {error}") from None
 
 
-def _say(error: Mapping[str, Any], name: str) -> str:
-    key = ".".join(map(str, error["loc"])) or "settings"
+def _say(error: Mapping[str, Any], name: str, environment: Mapping[str, Any]) -> str:
+    loc = [str(part) for part in error["loc"]]
+    key = ".".join(loc) or "settings"
+    if loc and (loc[0] in environment if len(loc) == 1 else loc[1] in environment.get(loc[0], {})):
+        name = "environment"
     value = error.get("input")
     shown = "" if isinstance(value, dict | BaseModel) or "password" in key else f" = {value!r:.100}"
     return f"{name}: {key}{shown}: {error['msg']}"

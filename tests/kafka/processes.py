@@ -66,7 +66,7 @@ class WorkerProcess:
 
     def owned(self) -> set[int]:
         """Tablets of a worker that is ready; none of one that is not."""
-        return set(self.get("/readyz").json()["tablets"]) if self.is_ready() else set()
+        return set(self.get("/readyz").json().get("tablets", ())) if self.is_ready() else set()
 
     def metric(self, name: str) -> float:
         lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]

@@ -9,7 +9,7 @@ from tests.kafka.cluster import Cluster
 pytestmark = pytest.mark.kafka
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:9092", "127.0.0.1:http", "http://127.0.0.1:9092", "[x]:9092", ","])
+@pytest.mark.parametrize("address", ["nowhere.invalid:9092", "127.0.0.1:http", "[x]:9092"])
 def test_broker(cluster: Callable[..., Cluster], address: str) -> None:
     """A broker's address where nobody answers, or that is none, is shown as it stands in the settings; exit status 1, no traceback."""
     worker = cluster().worker("a", CURRENTS_KAFKA__BOOTSTRAP=address)
