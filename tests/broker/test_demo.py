@@ -1,0 +1,40 @@
+"""The demo, as a newcomer runs it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.broker
+FIELDS = {
+    "events", "normalised", "duplicates", "dead_letters", "injected_bad", "users", "profiles", "windows_wrong", "age_p50_ms", "age_p99_ms", "events_per_s",
+}  # fmt: skip
+COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
+
+
+def test_json() -> None:
+    """The demo ends by itself with one JSON object: every event is in or a dead letter, and no window is wrong."""
+    done = subprocess.run([*COMMAND, "--seconds", "6", "--json", "--rate", "500"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.keys() == FIELDS
+    assert result["windows_wrong"] == 0
+    assert result["dead_letters"] == result["injected_bad"] > 0
+    assert result["events"] == result["normalised"] + result["dead_letters"]
+    assert result["profiles"] == result["users"] > 0
+    assert result["duplicates"] > 0
+    assert 0 < result["age_p50_ms"] <= result["age_p99_ms"]
+
+
+def test_screen_and_signal() -> None:
+    """On the terminal it shows one user's interests, figures and a curl line, and ends cleanly on SIGTERM."""
+    with subprocess.Popen([*COMMAND, "--rate", "800"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        time.sleep(12)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, text
+    for shown in ("event → profile", "dead letters:", "curl http://127.0.0.1:", "/docs", "0 of "):
+        assert shown in text
