@@ -94,6 +94,11 @@ class BatchConsumer(driver.Consumer):
         self.known_at = time.monotonic()
         await super().on_partitions_assigned(assigned, generation_id)
 
+    async def commit_and_end_transactions(self) -> None:
+        """On the way out. After a crash nobody answers any more; what was not committed comes again."""
+        if not self.app.crashed:
+            await super().commit_and_end_transactions()
+
     async def perform_seek(self) -> None:
         """Back to the committed offsets, or to the log's start: what was fetched and not acked comes again."""
         await super().perform_seek()

@@ -30,6 +30,10 @@ class AgeHistogram(Collector):
         self._recent[(self._seen + np.arange(len(kept))) % RECENT] = kept
         self._seen += len(kept)
 
+    def forget(self) -> None:
+        """Begin percentiles anew."""
+        self._seen = 0
+
     def percentiles(self, *wanted: float) -> list[float]:
         """Percentiles of the last RECENT ages, ms; zeros before the first."""
         known = self._recent[: min(self._seen, RECENT)]

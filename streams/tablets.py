@@ -143,6 +143,12 @@ class Tablet:
         memory = sum(c.property_int_value("rocksdb.cur-size-all-mem-tables") or 0 for c in cf.values())
         return {"users": cf["profiles"].property_int_value("rocksdb.estimate-num-keys") or 0, "disk": disk, "memory": memory}
 
+    def compact(self) -> None:
+        """Bring every row into its final, most compressed place."""
+        for family in self._cf.values():
+            family.flush()
+            family.compact_range(None, None)
+
     def close(self) -> None:
         """Close the files; the tablet is not used again."""
         self._handle.clear()

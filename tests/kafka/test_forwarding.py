@@ -7,35 +7,32 @@ from urllib.parse import quote
 
 import httpx
 import msgpack
+import orjson
 import pytest
 
 from schemas.profiles import unpack_vector
+from streams.query import FORWARDED
 from tests.kafka.cluster import Cluster, WorkerProcess, wait_for
 from tests.kafka.load import plain
 
 pytestmark = pytest.mark.kafka
-ODD = ["a b", "a/b", "a?b=c", "a#b", "ä€😀", "100%", "a%2Fb", "a+b", "u:rank", "a&vector=true", "a\\b", "x:batchGet"]
+ODD = ["a b", "a/b", "a?b=c", "a#b", "ä€😀", "100%", "a%2Fb", "a+b", "u:rank", "a&vector=true", "a\\b", "x:batchGet", "/", "//", "a;b", '"']
 USERS = [f"u{n}" for n in range(40)]
 
 
 def filled(cluster: Callable[..., Cluster]) -> Cluster:
-    """A cluster whose log has one event of each user at least."""
+    """A cluster whose log has some events of each user."""
     c, r, now = cluster(), random.Random(5), time.time_ns() // 1_000_000
-    c.items()
-    rows = [plain(r, f"{user}-{n}", now - n, 1).replace(b'"u0"', quoted(user)) for user in [*USERS, *ODD] for n in range(5)]
-    c.send(f"{c.prefix}.in.shop", rows)
+    c.items(50)
+    rows = [orjson.loads(plain(r, f"{user}-{n}", now - n, 1)) | {"account": user} for user in [*USERS, *ODD] for n in range(5)]
+    c.send(f"{c.prefix}.in.shop", map(orjson.dumps, rows))
     return c
 
 
-def quoted(user: str) -> bytes:
-    return b'"' + user.replace("\\", "\\\\").encode() + b'"'
-
-
 def two_workers(c: Cluster) -> tuple[WorkerProcess, WorkerProcess]:
-    a, b = c.worker("a"), c.worker("b")
-    c.owners()
+    a, b = c.worker("a").ready(), c.worker("b").ready()
+    wait_for("both workers to have tablets", lambda: all(c.owners().values()))
     c.drain()
-    assert all(c.owners().values())
     return a, b
 
 
@@ -69,16 +66,35 @@ def test_any_worker_answers(cluster: Callable[..., Cluster]) -> None:
         assert body["unknown"] == ["nobody"]
         rows = msgpack.unpackb(w.post("/v1/profiles:batchGet", wanted, headers=binary).content)["profiles"]
         assert [unpack_vector(r["vector"]).tolist() for r in rows] == [r["vector"] for r in body["profiles"]]
+        assert w.get("/v1/profiles/nobody").json() == {"error": "unknown user", "user_id": "nobody"}
         assert w.get("/v1/profiles/nobody").status_code == 404
+        assert w.post("/v1/profiles:batchGet", {"user_idz": []}).status_code == 422
+        assert w.post("/v1/profiles:batchGet", {"user_ids": ["u1"] * 1001}).status_code == 422
+        assert w.post("/v1/profiles:batchGet", {"user_ids": ["u" * 5_000_000]}).status_code == 413
 
 
 def test_owner_is_away(cluster: Callable[..., Cluster]) -> None:
-    """While a tablet's owner stands still or is gone, the other worker says 503 with Retry-After for its users, and soon answers for them itself."""
+    """While the owner of a tablet stands still the other worker says 503 with Retry-After for its users, and soon answers for them itself."""
     c = filled(cluster)
     a, b = two_workers(c)
-    of_a = [u for u in USERS if forwarded(b, u)]
-    assert of_a
-    assert len(of_a) < len(USERS)
+    of_a = [u for u in USERS if b.get(path(u), headers={FORWARDED: "1"}).status_code == 503]
+    assert 0 < len(of_a) < len(USERS)
+    a.pause()
+    assert_not_yet(b.get(path(of_a[0])))
+    wait_for("the other worker to answer for all", lambda: b.post("/v1/profiles:batchGet", {"user_ids": USERS}).status_code == 200)
+    assert b.owned() == {0, 1, 2, 3}
+    a.go_on()
+    wait_for("both workers to have tablets again", lambda: all(c.owners().values()))
+    for w in (a, b):
+        assert {w.get(path(u)).status_code for u in USERS} == {200}
+
+
+def test_owner_is_gone(cluster: Callable[..., Cluster]) -> None:
+    """Once a tablet's owner is gone the other worker says 503 with Retry-After for its users, and soon answers for them itself."""
+    c = filled(cluster)
+    a, b = two_workers(c)
+    of_a = [u for u in USERS if b.get(path(u), headers={FORWARDED: "1"}).status_code == 503]
+    assert 0 < len(of_a) < len(USERS)
     a.kill()
     assert_not_yet(b.get(path(of_a[0])))
     assert_not_yet(b.post("/v1/profiles:batchGet", {"user_ids": USERS}))
@@ -88,24 +104,19 @@ def test_owner_is_away(cluster: Callable[..., Cluster]) -> None:
 
 
 def test_restoring(cluster: Callable[..., Cluster]) -> None:
-    """From its first breath a worker says 503 with Retry-After; once its tablets are restored it answers."""
+    """From its first breath on a worker says 503 with Retry-After; once its tablets are restored it answers."""
     c = filled(cluster)
     a = c.worker("a").ready()
     c.drain()
     assert a.terminate() == 0
     b = c.worker("b")
     wait_for("the endpoint to listen", lambda: listens(b))
-    answers = [b.get(path("u1")), b.get("/readyz")]
-    for early in answers:
-        assert_not_yet(early)
+    assert_not_yet(b.get(path("u1")))
+    assert_not_yet(b.get("/readyz"))
+    assert_not_yet(b.post("/v1/profiles:batchGet", {"user_ids": USERS}))
     assert b.get("/healthz").status_code == 200
     b.ready()
     assert b.get(path("u1")).status_code == 200
-
-
-def forwarded(worker: WorkerProcess, user: str) -> bool:
-    """Whether the worker has to ask another one for a user: it refuses a request that was passed on already."""
-    return worker.get(path(user), headers={"x-currents-forwarded": "1"}).status_code == 503
 
 
 def listens(worker: WorkerProcess) -> bool:
@@ -118,4 +129,4 @@ def listens(worker: WorkerProcess) -> bool:
 def assert_not_yet(response: httpx.Response) -> None:
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
-    assert "error" in response.json()
+    assert response.json()["error"]

@@ -1,0 +1,142 @@
+"""What the benchmarks share: a broker, a world of events, a worker in this process, and the record of a result."""
+
+import asyncio
+import contextlib
+import datetime
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaProducer
+
+from streams.sending import partition_of
+from streams.settings import Settings
+from streams.topics import admin, create
+from streams.worker import Worker, running
+from tests.apache import ApacheKafka
+
+RESULTS = Path(__file__).parent / "results"
+PARTITIONS = 4
+ITEMS = 4000
+BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
+
+
+def record(question: str, figures: dict[str, Any], unit: str, note: str) -> None:
+    """Write a result and print it as the last line."""
+    RESULTS.mkdir(exist_ok=True)
+    row = {
+        "question": question,
+        "figures": figures,
+        "unit": unit,
+        "note": note,
+        "command": f"make bench ONLY={question}",
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB, broker and load beside the worker",
+    }
+    (RESULTS / f"{question}.json").write_bytes(orjson.dumps(row, option=orjson.OPT_INDENT_2) + b"\n")
+    print(orjson.dumps({question: figures}).decode(), flush=True)
+
+
+def median(values: Iterable[float]) -> float:
+    """Median, to a whole number."""
+    return round(statistics.median(list(values)))
+
+
+@contextlib.contextmanager
+def kafka() -> Iterator[str]:
+    """An Apache Kafka with 1 GiB of heap."""
+    with ApacheKafka(heap_mb=1024) as broker:
+        yield broker.bootstrap
+
+
+@contextlib.asynccontextmanager
+async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Settings]:
+    """Settings with topics of their own, and the items sent."""
+    prefix = f"bench{time.time_ns() // 1_000_000}"
+    with tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
+        platform = {
+            "name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items",
+        }  # fmt: skip
+        values: dict[str, Any] = {
+            "kafka": {"bootstrap": bootstrap},
+            "worker": {"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder, **sections.pop("worker", {})},
+            "query": {"port": 0},
+            "platforms": [platform],
+            **sections,
+        }
+        settings = Settings(**values)
+        client = admin(settings.kafka)
+        create(client, settings, platforms=True)
+        client.close()
+        await send(settings, f"{prefix}.items", ((f"i{n}".encode(), item(n)) for n in range(ITEMS)))
+        yield settings
+
+
+def item(n: int) -> bytes:
+    """An item with a title and two of 30 categories."""
+    words = random.Random(n)
+    title = f"{words.choice(('Classic', 'Light', 'Durable', 'Compact'))} {words.choice(('lamp', 'tent', 'grinder', 'guitar', 'lens'))} number {n}"
+    return orjson.dumps({"id": f"i{n}", "title": title, "categories": [f"Department {n % 6}", f"Topic {n % 24}"]})
+
+
+def events(n: int, users: int, seed: int = 1, at_ms: int | None = None) -> Iterator[tuple[bytes, bytes]]:
+    """(user, plain JSON): few users act often, times rise."""
+    r, start = random.Random(seed), (at_ms or time.time_ns() // 1_000_000) - n
+    for k in range(n):
+        user = f"u{int(users * r.random() ** 2)}"
+        row = {"account": user, "item": f"i{r.randrange(ITEMS)}", "behavior": r.choice(BEHAVIORS), "time": start + k, "id": f"{seed}-{k}"}
+        yield user.encode(), orjson.dumps(row)
+
+
+async def send(settings: Settings, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> int:
+    """Rows to the partitions of their keys, in large batches; returns how many."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, max_batch_size=512 << 10)
+    await producer.start()
+    try:
+        batches, sent, n = [producer.create_batch() for _ in range(PARTITIONS)], [], 0
+        for key, value in rows:
+            p, n, now = partition_of(key, PARTITIONS), n + 1, time.time_ns() // 1_000_000
+            if batches[p].append(key=key, value=value, timestamp=now) is None:
+                sent.append(await producer.send_batch(batches[p], topic, partition=p))
+                batches[p] = producer.create_batch()
+                batches[p].append(key=key, value=value, timestamp=now)
+        sent += [await producer.send_batch(b, topic, partition=p) for p, b in enumerate(batches) if b.record_count()]
+        await asyncio.gather(*sent)
+        return n
+    finally:
+        await producer.stop()
+
+
+@contextlib.asynccontextmanager
+async def working(settings: Settings) -> AsyncIterator[Worker]:
+    """A worker that knows every item."""
+    async with running(settings) as worker:
+        while worker.store.table.size <= ITEMS and not worker.failed.done():
+            await asyncio.sleep(0.02)
+        yield worker
+
+
+async def rate(worker: Worker, total: int, counter: str = "currents_folded_total") -> float:
+    """Events a second from the first batch that is done to the last event."""
+    value = worker.metrics.value
+    while not value(counter):
+        await asyncio.sleep(0.01)
+    began, before = time.perf_counter(), value(counter)
+    while value(counter) < total:
+        if worker.failed.done():
+            await worker.failed
+        await asyncio.sleep(0.01)
+    return (total - before) / (time.perf_counter() - began)
+
+
+def load(settings: Settings, per_second: float, seconds: float, users: int) -> "asyncio.Future[asyncio.subprocess.Process]":
+    """A process that sends events at a rate."""
+    arguments = (settings.kafka.bootstrap, settings.platforms[0].topic, str(per_second), str(seconds), str(users))
+    return asyncio.ensure_future(asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.load", *arguments))

@@ -1,0 +1,51 @@
+"""The update path alone: events of the unified topic → windows, profiles, changelogs, with an encoder that does nothing."""
+
+import numpy as np
+import uvloop
+
+from benchmarks.common import bench, events, kafka, median, rate, record, send, working
+from encoder.features import Features, ItemTable
+from schemas.events import encode_event
+from schemas.mapping import Rejected
+from streams.normalise import mappers
+
+N, USERS, RUNS = 200_000, 20_000, 3
+
+
+class Stub:
+    """Takes no time: what is left is plumbing."""
+
+    version, space_id, dims, max_len = "stub", "stub", 192, 32
+
+    def encode(self, features: Features, table: ItemTable) -> np.ndarray:
+        """-> the same vector for everybody."""
+        return np.full((len(features.lengths), self.dims), self.dims**-0.5, np.float32)
+
+    def project(self, vectors: np.ndarray) -> np.ndarray:
+        """As it is."""
+        return vectors
+
+
+async def measure(bootstrap: str, interests: int) -> float:
+    """Send first, then start the worker, so that it catches up."""
+    async with bench(bootstrap, portrait={"interests": interests}) as settings:
+        mapper = mappers(settings)["shop"]
+        found = ((key, mapper.events(raw, "", 0, 0, 2**50)) for key, raw in events(N, USERS))
+        await send(settings, settings.topic("events"), ((key, encode_event(e[0])) for key, e in found if not isinstance(e, Rejected)))
+        async with working(settings) as worker:
+            worker.profiler.encoder = Stub()
+            return await rate(worker, N)
+
+
+def main() -> None:
+    """Median of three runs, with the portrait of ten interests and without."""
+    with kafka() as bootstrap:
+        figures = {
+            "with portrait": median(uvloop.run(measure(bootstrap, 10)) for _ in range(RUNS)),
+            "without portrait": median(uvloop.run(measure(bootstrap, 0)) for _ in range(RUNS)),
+        }
+    record("update", figures, "events/s in one worker, catching up", "stub encoder, 200,000 events of 20,000 users, 4 partitions; goal 25,000")
+
+
+if __name__ == "__main__":
+    main()
