@@ -23,9 +23,8 @@ def table() -> str:
     rows = ["| question | figures | unit | conditions | command | date |", "|---|---|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         r = orjson.loads(path.read_bytes())
-        rows.append(
-            f"| {r['question']} | {'<br>'.join(f'{k}: **{shown(v)}**' for k, v in r['figures'].items())} | {r['unit']} | {r['note']} | `{r['command']}` | {r['date']} |"
-        )
+        figures = "<br>".join(f"{k}: **{shown(v)}**" for k, v in r["figures"].items())
+        rows.append(f"| {r['question']} | {figures} | {r['unit']} | {r['note']} | `{r['command']}` | {r['date']} |")
     return "\n".join(rows) + "\n"
 
 

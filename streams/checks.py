@@ -10,9 +10,9 @@ from encoder.bundle import BundleError
 from encoder.runtime import load_encoder
 from encoder.towers import TowerError, load_tower
 from streams.settings import Settings, SettingsError
+from streams.startup import claim
 from streams.tablets import StorageError
 from streams.topics import BrokerError, admin, differences
-from streams.worker import claim
 
 FREE_BYTES = 1 << 30
 PROBLEMS = (BrokerError, StorageError, SettingsError, TowerError, BundleError, OSError)

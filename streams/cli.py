@@ -2,27 +2,20 @@
 
 import logging
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from streams.settings import Settings, SettingsError, load, sources
+from streams.letters import letters
+from streams.settings import SettingsError, load, sources
+from streams.terminal import Config, Json, err, out, print_json, progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
-letters = typer.Typer(no_args_is_help=True, help="Records that could not be used: list, show, send again after a mapping was mended.")
 app.add_typer(letters, name="dead-letters")
-out, err = Console(), Console(stderr=True)
 
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file; ./currents.toml or $CURRENTS_CONFIG by default")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts")]
 Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")]
 
 
@@ -50,16 +43,6 @@ def _problems() -> tuple[type[Exception], ...]:
     from streams.topics import BrokerError
 
     return (SettingsError, BrokerError, StorageError, BundleError, TowerError, EmbeddedBrokerError, InputError, QueryError, FileNotFoundError)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value, default=lambda b: b.decode("utf-8", "backslashreplace")).decode() + "\n")
-    sys.stdout.flush()
-
-
-def _progress(what: str) -> Progress:
-    columns = (SpinnerColumn(), TextColumn(what + " {task.completed:,}"), TimeElapsedColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 @app.command()
@@ -106,7 +89,7 @@ def topics(
         {"topic": t.name, "created": t.name in made, "differs": [w for d, w, _ in found if d.name == t.name]} for t in wanted(settings)
     ]
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         for row in rows:
             out.print(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}", highlight=False)
@@ -130,10 +113,10 @@ def produce(
     settings = load(config)
     if file != "-" and not Path(file).is_file():
         raise InputError(f"{file}: no such file")
-    with _progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
+    with progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
         task = bar.add_task("")
         n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
-    _print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
+    print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
 
 
 @app.command()
@@ -149,7 +132,7 @@ def query(
 
     rows = profiles(load(config), url, user, vector)
     for row in rows:
-        _print_json(row) if json else out.print(show_profile(row))
+        print_json(row) if json else out.print(show_profile(row))
 
 
 @app.command()
@@ -166,7 +149,7 @@ def rank(
 
     row = ranking(load(config), url, user, item or [], content)
     if json:
-        _print_json(row)
+        print_json(row)
         return
     table = Table("item", "score", box=None)
     for ranked in row["ranked"]:
@@ -189,93 +172,9 @@ def tail(
     from streams.reading import line, row_of
 
     for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
-        _print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
+        print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
         if n == limit:
             return
-
-
-@letters.command("list")
-def list_letters(
-    reason: str | None = None,
-    platform: str | None = None,
-    limit: Annotated[int, typer.Option(help="Newest shown")] = 20,
-    json: Json = False,
-    config: Config = None,
-) -> None:
-    """Counts by platform and reason, and the newest."""
-    found = list(_letters(load(config), reason, platform))
-    counts = Counter((letter.platform, letter.reason) for _, letter in found)
-    newest = sorted(found, key=lambda f: f[1].at)[-limit:]
-    if json:
-        totals = [{"platform": p, "reason": r, "count": n} for (p, r), n in counts.most_common()]
-        newest_rows = [
-            {"id": f"{r.partition}:{r.offset}", "reason": d.reason, "detail": d.detail, "source": f"{d.topic}/{d.partition}@{d.offset}"}
-            for r, d in newest
-        ]
-        _print_json({"total": len(found), "counts": totals, "newest": newest_rows})
-        return
-    table = Table("platform", "reason", "count", box=None)
-    for (name, why), n in counts.most_common():
-        table.add_row(name, why, str(n))
-    out.print(table)
-    for record, d in newest:
-        out.print(
-            f"{record.partition}:{record.offset}  {d.reason}  {d.detail}  from {d.topic}/{d.partition}@{d.offset}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-@letters.command("show")
-def show_letter(id: Annotated[str, typer.Argument(help="PARTITION:OFFSET as listed")], json: Json = False, config: Config = None) -> None:
-    """One dead letter with its original bytes."""
-    from msgspec.structs import asdict
-
-    from streams.clients import InputError
-
-    letter = next((d for r, d in _letters(load(config), None, None) if f"{r.partition}:{r.offset}" == id), None)
-    if letter is None:
-        raise InputError(f"{id}: no such dead letter, want PARTITION:OFFSET as `currents dead-letters list` shows it")
-    row = asdict(letter)
-    if json:
-        _print_json(row)
-        return
-    for key, value in row.items():
-        out.print(
-            f"{key}: {value.decode('utf-8', 'backslashreplace') if isinstance(value, bytes) else value}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-@letters.command("redrive")
-def redrive_letters(
-    everything: Annotated[bool, typer.Option("--all", help="From the first letter, not from where the last run came to")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count")] = False,
-    json: Json = False,
-    config: Config = None,
-) -> None:
-    """Map dead letters again with the settings as they are now, and send what is mended. Running it twice changes nothing."""
-    from streams.clients import redrive
-
-    with _progress("letters") as bar:
-        task = bar.add_task("")
-        counts = redrive(load(config), everything, dry_run, lambda n: bar.update(task, completed=n))
-    if json:
-        _print_json(counts)
-        return
-    still = ", ".join(f"{n} {reason}" for reason, n in counts["still_rejected"].items()) or "none"
-    out.print(f"{counts['mended']} mended{' (dry run)' if dry_run else ' and sent'}; still rejected: {still}", highlight=False)
-
-
-def _letters(settings: Settings, reason: str | None, platform: str | None) -> Iterator[Any]:
-    from streams.clients import dead_letters
-
-    for record, letter in dead_letters(settings):
-        if (reason is None or letter.reason == reason) and (platform is None or letter.platform == platform):
-            yield record, letter
 
 
 @app.command()
@@ -283,7 +182,7 @@ def settings(json: Json = False, config: Config = None) -> None:
     """The effective settings, each with where it comes from."""
     rows = [{"key": k, "value": v, "source": s} for k, v, s in sources(load(config), config)]
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table("key", "value", "source", box=None)
     for row in rows:
@@ -298,7 +197,7 @@ def check(json: Json = False, config: Config = None) -> None:
 
     rows = list(checks(load(config)))
     if json:
-        _print_json([row._asdict() for row in rows])
+        print_json([row._asdict() for row in rows])
     else:
         for row in rows:
             out.print(f"{'[green]ok  [/]' if row.ok else '[red]FAIL[/]'} {row.what}: ", end="")

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgpack
 import numpy as np
 import orjson
-import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -225,41 +224,3 @@ def passed_on(response: httpx.Response) -> Response:
     """Another worker's answer as ours."""
     kept = {k: v for k, v in response.headers.items() if k.lower() in ("content-type", "retry-after")}
     return Response(response.content, response.status_code, kept)
-
-
-class _Bounded:
-    """Refuses bodies that are too large before they are read."""
-
-    def __init__(self, app: Any, maximum: int) -> None:
-        self._app, self._maximum = app, maximum
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        headers = dict(scope.get("headers", ()))
-        if int(headers.get(b"content-length", 0)) > self._maximum or b"chunked" in headers.get(b"transfer-encoding", b""):
-            error = {"error": f"body: want at most {self._maximum} bytes (query.max_body_bytes), with their length"}
-            await JSONResponse(error, 413)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
-class _Server(uvicorn.Server):
-    """Signals are the worker's business."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def serve(worker: "Worker") -> None:
-    """Answer on the worker's socket until cancelled."""
-    api = make_api(worker)
-    bounded = _Bounded(api, worker.settings.query.max_body_bytes)
-    config = uvicorn.Config(bounded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
-    server = _Server(config)
-    task = asyncio.ensure_future(server.serve(sockets=[worker.socket]))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        server.should_exit = True
-        await task
-        raise

@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from aiokafka import TopicPartition
@@ -23,12 +21,12 @@ from streams.items import ItemStore
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.profiler import Profiler, style_of
-from streams.query import serve
 from streams.restore import read_to_end, reader, restore
 from streams.sending import Sender
-from streams.settings import Settings, SettingsError
-from streams.tablets import StorageError, Tablet, Tablets
-from streams.topics import BrokerError, admin, create, differences
+from streams.serving import serve
+from streams.settings import Settings
+from streams.startup import claim, listen, prepare
+from streams.tablets import Tablet, Tablets
 from streams.update import Updater
 
 log = logging.getLogger("currents.worker")
@@ -221,40 +219,3 @@ async def run(settings: Settings) -> None:
         if worker.failed.done():
             await worker.failed
         log.info("stopping")
-
-
-def prepare(settings: Settings) -> None:
-    """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
-    client = admin(settings.kafka)
-    try:
-        create(client, settings)
-        for topic, what, fatal in differences(client, settings):
-            if fatal:
-                hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
-                raise BrokerError(f"topic {topic.name} {what}: {hint}")
-            log.warning("topic %s %s", topic.name, what)
-    finally:
-        client.close()
-
-
-def claim(folder: Path) -> TextIO:
-    """Hold a data folder for this process. Raises StorageError when another one has it or it cannot be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = (Path(folder) / "worker.lock").open("w")
-    except OSError as error:
-        raise StorageError(f"worker.data_dir = {str(folder)!r}: {error.strerror}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise StorageError(f"worker.data_dir = {str(folder)!r}: another worker runs in it; give each its own folder") from None
-    return file
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SettingsError for an address that is taken or not here."""
-    try:
-        return socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        raise SettingsError(f"query.port = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None

@@ -50,7 +50,8 @@ def test_libraries(path: Path) -> None:
 def test_worker_is_light() -> None:
     """A worker with the shipped tower and either encoder never imports torch or transformers."""
     code = (
-        "import sys; import streams.worker, streams.cli, streams.demo; from encoder.towers import load_tower; from encoder.runtime import load_encoder;"
+        "import sys; import streams.worker, streams.cli, streams.demo;"
+        "from encoder.towers import load_tower; from encoder.runtime import load_encoder;"
         "t = load_tower('static'); assert t.encode(['green tea']).any(); load_encoder('baseline', t.space_id, t.dims);"
         "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))"
     )

@@ -70,13 +70,13 @@ def test_mistakes_in_the_environment(config: Path, monkeypatch: pytest.MonkeyPat
         load(config)
     monkeypatch.delenv("CURRENTS_WORKR__PARTITIONS")
     monkeypatch.setenv("CURRENTS_WORKER__PARTITIONS", "x")
-    with pytest.raises(SettingsError, match="environment: worker.partitions = 'x'"):
+    with pytest.raises(SettingsError, match=r"environment: worker.partitions = 'x'"):
         load(config)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     """A settings file that was named must be there."""
-    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+    with pytest.raises(SettingsError, match=r"cannot be read: No such file"):
         load(tmp_path / "none.toml")
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from streams.startup import claim
 from streams.tablets import StorageError, Tablet, Tablets
-from streams.worker import claim
 
 
 def test_rows(tmp_path: Path) -> None:

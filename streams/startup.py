@@ -1,0 +1,50 @@
+"""What a worker makes sure of before it joins the group: topics, data folder, address."""
+
+import fcntl
+import logging
+import socket
+from pathlib import Path
+from typing import TextIO
+
+from streams.settings import Settings, SettingsError
+from streams.tablets import StorageError
+from streams.topics import BrokerError, admin, create, differences
+
+log = logging.getLogger("currents.worker")
+
+
+def prepare(settings: Settings) -> None:
+    """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
+    client = admin(settings.kafka)
+    try:
+        create(client, settings)
+        for topic, what, fatal in differences(client, settings):
+            if fatal:
+                hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
+                raise BrokerError(f"topic {topic.name} {what}: {hint}")
+            log.warning("topic %s %s", topic.name, what)
+    finally:
+        client.close()
+
+
+def claim(folder: Path) -> TextIO:
+    """Hold a data folder for this process. Raises StorageError when another one has it or it cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = (Path(folder) / "worker.lock").open("w")
+    except OSError as error:
+        raise StorageError(f"worker.data_dir = {str(folder)!r}: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise StorageError(f"worker.data_dir = {str(folder)!r}: another worker runs in it; give each its own folder") from None
+    return file
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SettingsError for an address that is taken or not here."""
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        raise SettingsError(f"query.port = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None

@@ -1,0 +1,95 @@
+"""What the documents say is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from schemas.declaration import PlatformMapping, presets
+from schemas.mapping import REASONS
+from streams.cli import app
+from streams.settings import ENV_PREFIX, Section, Settings
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {path.name: path.read_text() for path in DOCS}
+KEYS = {
+    f"{name}.{key}": f"{ENV_PREFIX}{name.upper()}__{key.upper()}"
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.default, Section)
+    for key in type(field.default).model_fields
+}
+
+
+def test_every_setting() -> None:
+    """docs/settings.md has every setting with its variable, and no other."""
+    rows = re.findall(r"^\| `(\w+\.\w+)` \| .*? \| `(\w+)` \| .+ \|$", TEXT["settings.md"], re.M)
+    assert dict(rows) == KEYS
+    for key in KEYS:
+        section, name = key.split(".")
+        default = getattr(Settings.model_fields[section].default, name)
+        if default is not None and name != "weights":
+            assert f"| `{key}` | `{default}` |" in TEXT["settings.md"]
+
+
+def test_every_mapping_key() -> None:
+    """docs/mappings.md has every key of a platform, every preset and every reason."""
+    for name in (*PlatformMapping.model_fields, *presets(), *REASONS):
+        assert f"`{name}`" in TEXT["mappings.md"] or f"\n{name} = " in TEXT["mappings.md"] or f"[platforms.{name}]" in TEXT["mappings.md"], name
+
+
+COMMANDS = sorted(
+    {
+        m
+        for text in TEXT.values()
+        for m in re.findall(r"currents ((?:dead-letters )?[a-z-]+(?: [^`\n|#;]*)?)", text)
+        if not m.startswith(("is", "runs", "has", "makes"))
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands(line: str) -> None:
+    """Every command in the documents exists, with the options it is shown with."""
+    group = typer.main.get_command(app)
+    words = line.split()
+    if words[0] not in group.commands:  # type: ignore[attr-defined] # prose, such as "currents per core"
+        assert words[0] not in line or "--" not in line
+        return
+    command = group.commands[words.pop(0)]  # type: ignore[attr-defined]
+    if hasattr(command, "commands") and words:
+        assert words[0].rstrip(",") in command.commands, line
+        command = command.commands[words[0].rstrip(",")]
+    known = {option for p in command.params for option in p.opts}
+    assert {w for w in words if re.fullmatch(r"--[a-z-]+", w)} <= known, line
+
+
+def test_make_targets() -> None:
+    """Every make target in the documents exists."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    for text in TEXT.values():
+        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets
+
+
+def test_file_tree() -> None:
+    """The README's tree names every file of the packages, and none that is not there."""
+    tree = TEXT["README.md"].split("## The files")[1].split("```")[1]
+    folder, named = "", set()
+    for line in tree.splitlines():
+        if found := re.match(r"^(\S+/)\s", line):
+            folder = found[1]
+        elif found := re.match(r"^  (\S+\.py)\s", line):
+            named.add(folder + found[1])
+    tracked = subprocess.run(
+        ["git", "ls-files", "schemas", "encoder", "training", "streams"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert named == {f for f in tracked.split() if f.endswith(".py") and not f.endswith("__init__.py")}
+
+
+def test_metrics() -> None:
+    """Every metric of a worker is in docs/operations.md."""
+    source = (ROOT / "streams" / "metrics.py").read_text() + (ROOT / "streams" / "worker.py").read_text()
+    for name in re.findall(r'"(currents_\w+)"', source):
+        assert f"`{name}" in TEXT["operations.md"] or f"`{name}`" in TEXT["operations.md"], name
