@@ -11,7 +11,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import TowerError, load_tower
 from streams.settings import Settings, SettingsError
 from streams.startup import claim
-from streams.tablets import StorageError
+from streams.storage import StorageError
 from streams.topics import BrokerError, admin, differences
 
 FREE_BYTES = 1 << 30

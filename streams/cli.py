@@ -1,6 +1,5 @@
 """The command line `currents`. Thin: every command is a call or two, and a user's mistake is one line on stderr."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +38,7 @@ def _problems() -> tuple[type[Exception], ...]:
     from streams.broker import EmbeddedBrokerError
     from streams.clients import InputError
     from streams.reading import QueryError
-    from streams.tablets import StorageError
+    from streams.storage import StorageError
     from streams.topics import BrokerError
 
     return (SettingsError, BrokerError, StorageError, BundleError, TowerError, EmbeddedBrokerError, InputError, QueryError, FileNotFoundError)
@@ -50,21 +49,12 @@ def worker(config: Config = None) -> None:
     """Run a worker until SIGTERM."""
     import uvloop
 
+    from streams.logs import set_up_logging
     from streams.worker import run
 
     settings = load(config)
     set_up_logging(settings.worker.log_level)
     uvloop.run(run(settings))
-
-
-def set_up_logging(level: str) -> None:
-    """Our own lines at `level`; the libraries' from warning on, unless debugging."""
-    logging.basicConfig(level=logging.DEBUG if level == "debug" else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("currents").setLevel(level.upper())
-    if level != "debug":
-        for noisy in ("faust", "mode", "aiokafka", "kafka"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        logging.getLogger("streams").setLevel(logging.CRITICAL)  # Faust's own, by the name of our module: a crash is told once, at the end
 
 
 @app.command()

@@ -14,7 +14,7 @@ from encoder.towers import Tower
 from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import pack_vector, unpack_vector
-from streams.tablets import StorageError, open_db
+from streams.storage import StorageError, open_db
 
 log = logging.getLogger("currents.items")
 _pack = msgpack.Packer().pack

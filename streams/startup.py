@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from streams.settings import Settings, SettingsError
-from streams.tablets import StorageError
+from streams.storage import StorageError
 from streams.topics import BrokerError, admin, create, differences
 
 log = logging.getLogger("currents.worker")

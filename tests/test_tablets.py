@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from streams.startup import claim
-from streams.tablets import StorageError, Tablet, Tablets
+from streams.storage import StorageError
+from streams.tablets import Tablet, Tablets
 
 
 def test_rows(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""Log lines of libraries are told once in a while."""
+
+import logging
+
+from streams.logs import QUIET_S, OnceInAWhile
+
+
+def record(name: str, line: int = 1) -> logging.LogRecord:
+    return logging.LogRecord(name, logging.ERROR, "module.py", line, "no broker at %s", ("127.0.0.1:1",), None)
+
+
+def test_a_library_repeats_itself() -> None:
+    """A library's line is logged once in a while, and then says how often it was held back."""
+    now = [0.0]
+    once = OnceInAWhile(lambda: now[0])
+    assert [once.filter(record("aiokafka")) for _ in range(100)] == [True] + [False] * 99
+    assert once.filter(record("aiokafka", line=2))
+    now[0] = QUIET_S
+    again = record("aiokafka")
+    assert once.filter(again)
+    assert again.getMessage() == "no broker at 127.0.0.1:1 (and 99 like it in 30 s)"
+
+
+def test_our_own_lines() -> None:
+    """Our own lines are never held back."""
+    once = OnceInAWhile(lambda: 0.0)
+    assert all(once.filter(record("currents.update")) for _ in range(5))
