@@ -91,6 +91,15 @@ def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
     return b"".join((*parts, _INTERESTS, interests))
 
 
+_LAST, _EVENTS = _packer.pack("last_event_at"), _packer.pack("events")
+_IDS = 1200  # bytes that hold the head's first fields, the longest user_id among them
+
+
+def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
+    """Whether a packed profile says that its window has that newest time and that many events. Decodes nothing: a restore asks for every row."""
+    return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
+
+
 def decode_profile(data: bytes) -> Profile:
     """Bytes of `currents.profiles` -> Profile. Raises ValueError on other bytes, another version or a vector of other length."""
     row = unpack_map(data, VERSION, "profile")

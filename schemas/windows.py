@@ -87,6 +87,11 @@ def rows_of(window: bytes) -> np.ndarray:
     return np.frombuffer(window, DTYPE, offset=1)
 
 
+def newest_ms(window: bytes) -> int:
+    """Time of the newest event of a window that has one."""
+    return int.from_bytes(window[-ROW_BYTES : 8 - ROW_BYTES], "little", signed=True)
+
+
 def check(window: bytes) -> bytes:
     """The window itself, or a ValueError that says what is wrong with its bytes."""
     if window[:1] != VERSION:

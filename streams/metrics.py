@@ -62,6 +62,7 @@ class Metrics:
         self.unchanged = Counter("currents_unchanged_total", "Windows that a batch left as they were: duplicates, replays, too old", registry=r)
         self.profiles = Counter("currents_profiles_total", "Profiles written", registry=r)
         self.reencoded = Counter("currents_reencoded_total", "Profiles written again for late item vectors", registry=r)
+        self.repaired = Counter("currents_repaired_total", "Users published again, another worker's stale rows being last", registry=r)
         self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)
         self.batch_seconds = Histogram("currents_batch_seconds", "One update batch, from records to acknowledgement", buckets=SECONDS, registry=r)
         self.encode_seconds = Histogram("currents_encode_seconds", "Fold, encode and portrait of one batch", buckets=SECONDS, registry=r)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.helpers import create_ssl_context
 
 from encoder.features import UNKNOWN, ItemTable
-from schemas.windows import DTYPE, ROW_BYTES, check
+from schemas.profiles import is_of
+from schemas.windows import DTYPE, ROW_BYTES, check, fold, newest_ms
 from streams.settings import Kafka
 from streams.tablets import STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
@@ -56,37 +57,73 @@ async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, in
                 todo.discard(tp)
 
 
-async def restore(tablet: Tablet, tablets: Tablets, kafka: Kafka, topics: tuple[str, str], table: ItemTable, count: Callable[[int], None]) -> None:
-    """Bring a tablet up to the end of its two changelogs (windows, profiles).
+async def restore(
+    tablet: Tablet, tablets: Tablets, kafka: Kafka, topics: tuple[str, str], table: ItemTable, limit: int, count: Callable[[int], None]
+) -> list[bytes]:
+    """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
 
-    Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first.
+    Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
+    replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
     """
     began, rows = time.perf_counter(), 0
-    windows = topics[0]
+    short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
     consumer = reader(kafka)
     await consumer.start()
     try:
-        parts = {name: TopicPartition(name, tablet.partition) for name in topics}
-        first, end = await consumer.beginning_offsets(list(parts.values())), await consumer.end_offsets(list(parts.values()))
-        have = {name: tablet.offset(name) for name in topics}
-        if any(at and (now_ms() - at > STALE_MS or not first[parts[t]] <= offset + 1 <= end[parts[t]]) for t, (offset, at) in have.items()):
+        parts = [TopicPartition(name, tablet.partition) for name in topics]
+        first, end = await consumer.beginning_offsets(parts), await consumer.end_offsets(parts)
+        have = {tp: tablet.offset(tp.topic) for tp in parts}
+        if any(at and (now_ms() - at > STALE_MS or not first[tp] <= offset + 1 <= end[tp]) for tp, (offset, at) in have.items()):
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
             tablets.wipe(tablet)
-            have = dict.fromkeys(topics, (-1, 0))
-        start = {parts[name]: max(offset + 1, first[parts[name]]) for name, (offset, _) in have.items()}
-        async for tp, records in read_to_end(consumer, start):
-            latest = {r.key: r.value for r in records}
-            offsets = {tp.topic: records[-1].offset}
-            if tp.topic == windows:
-                write = partial(tablet.write, windows=latest.items(), waiting=awaited(latest, table))
-            else:
-                write = partial(tablet.write, profiles=latest.items())
-            await asyncio.to_thread(write, offsets=offsets, now_ms=now_ms())
-            rows += len(records)
-            count(len(records))
+            have = dict.fromkeys(parts, (-1, 0))
+        steps = (partial(put_windows, short=short, table=table, limit=limit), partial(put_profiles, stale=stale))
+        for tp, put in zip(parts, steps, strict=True):
+            start = max(have[tp][0] + 1, first[tp])
+            async for _, records in read_to_end(consumer, {tp: start}):
+                await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
+                rows += len(records)
+                count(len(records))
     finally:
         await consumer.stop()
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
+    if wrong := sorted(short | stale):
+        log.warning("tablet %d: the last rows of %d users are not right: publishing them again", tablet.partition, len(wrong))
+    return wrong
+
+
+def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table: ItemTable, limit: int, offsets: dict[str, int]) -> None:
+    """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others."""
+    keys = list({r.key for r in records})
+    found = dict(zip(keys, tablet.windows(keys), strict=True))
+    for record in records:
+        key, new = record.key, record.value
+        old = found[key]
+        whole = new if old is None or new is None else merge(old, new, limit)
+        found[key] = whole
+        (short.discard if whole == new else short.add)(key)
+    tablet.write(windows=found.items(), waiting=awaited(found, table), offsets=offsets, now_ms=now_ms())
+
+
+def put_profiles(tablet: Tablet, records: Sequence[Any], stale: set[bytes], offsets: dict[str, int]) -> None:
+    """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window."""
+    latest = {r.key: r.value for r in records}
+    users = list(latest)
+    for user, window in zip(users, tablet.windows(users), strict=True):
+        profile = latest[user]
+        right = not window or not profile or is_of(profile, newest_ms(window), (len(window) - 1) // ROW_BYTES)
+        (stale.discard if right else stale.add)(user)
+    tablet.write(profiles=latest.items(), offsets=offsets, now_ms=now_ms())
+
+
+def merge(old: bytes, new: bytes, limit: int) -> bytes:
+    """The newest `limit` events of two windows of one user. Almost always `new` continues `old`, and that is seen without a fold."""
+    if new.startswith(old):
+        return new
+    at = old.find(new[1 : 1 + ROW_BYTES], 1)
+    if at > 0 and (at - 1) % ROW_BYTES == 0 and len(new) > limit * ROW_BYTES and new.startswith(old[at:], 1):
+        return new  # full: what it lacks was evicted
+    return fold(check(new), (old[i : i + ROW_BYTES] for i in range(1, len(check(old)), ROW_BYTES)), limit)
 
 
 def awaited(windows: Mapping[bytes, bytes | None], table: ItemTable) -> list[tuple[bytes, bytes]]:

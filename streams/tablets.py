@@ -35,6 +35,8 @@ class Tablet:
         self.lock = asyncio.Lock()
         self.restored = asyncio.Event()
         self.restoring: asyncio.Task[None] | None = None
+        self.strange = False
+        """Another worker's rows were found in a changelog since the last restore began."""
         self._db = open_db(path, cache, write_buffer_bytes, FAMILIES)
         self._cf = {f: self._db.get_column_family(f) for f in FAMILIES}
         self._handle = {f: self._db.get_column_family_handle(f) for f in FAMILIES}
@@ -136,7 +138,8 @@ class Tablets:
         self._cache = Cache(cache_mb << 20)
         self._write_buffer_bytes = write_buffer_mb << 20
         self._open: dict[int, Tablet] = {}
-        self._last = -1
+        self.distrusted: Callable[[Tablet], None] = lambda tablet: None
+        """Called with a tablet whose changelog holds rows that are not its own."""
         self.generation: int | None = None
         """None while partitions are on the move: nobody writes."""
 
@@ -158,19 +161,18 @@ class Tablets:
                 pass
 
     def assign(self, partitions: set[int], generation: int) -> list[Tablet]:
-        """Close what went, open what came; returns the tablets that are to be restored.
+        """Close what went, open what came; returns all tablets: each is restored.
 
-        A tablet that stays is up to date only if no generation went by without this worker: in such a one another had it.
+        Also those that stayed: another may have had them in a generation that went by without this worker, or may have written to their
+        changelogs though it no longer had them. Where neither is so, restoring reads nothing.
         """
-        if generation != self._last + 1:
-            for tablet in self:
-                tablet.restored.clear()
-        self._last = generation
         for partition in set(self._open) - partitions:
             self._open.pop(partition).close()
         self._open |= {p: self.open(p) for p in sorted(partitions - set(self._open))}
+        for tablet in self:
+            tablet.restored.clear()
         self.generation = generation
-        return [t for t in self if not t.restored.is_set()]
+        return list(self)
 
     def open(self, partition: int) -> Tablet:
         """Open the RocksDB of a partition."""
@@ -196,6 +198,21 @@ class Tablets:
             except TimeoutError:
                 continue  # the generation may have passed meanwhile
         return None
+
+    def published(self, tablet: Tablet, topic: str, rows: int, last: int, now_ms: int) -> None:
+        """Note that `rows` rows went to a changelog, the last at offset `last`.
+
+        If another worker's rows are among or before them the tablet's offset stays in front of those, and it is restored, which reads them.
+        """
+        have, _ = tablet.offset(topic)
+        if last == have + rows:
+            tablet.write(offsets={topic: last}, now_ms=now_ms)
+            return
+        log.warning("tablet %d: %s holds %d rows of another worker", tablet.partition, topic, last - have - rows)
+        tablet.strange = True
+        if tablet.restored.is_set():
+            tablet.restored.clear()
+            self.distrusted(tablet)
 
     async def may_publish(self, generation: int | None) -> bool:
         """Whether this generation's rows may go to the changelogs; waits until the group is known to still have this worker, or not."""

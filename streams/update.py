@@ -93,11 +93,12 @@ class Updater:
             self._metrics.profiles.inc(len(made))
         if not await self._tablets.may_publish(generation):
             return False
-        last = await self._sender.send_all({self._windows: windows, self._profiles: profiles})
-        for tablet in folded:
-            offsets = {topic: parts[tablet.partition] for topic, parts in last.items() if tablet.partition in parts}
-            if offsets:
-                tablet.write(offsets=offsets, now_ms=at)
+        sent = {self._windows: windows, self._profiles: profiles}
+        last = await self._sender.send_all(sent)
+        for topic, parts in last.items():
+            for tablet in folded:
+                if (offset := parts.get(tablet.partition)) is not None:
+                    self._tablets.published(tablet, topic, len(sent[topic][tablet.partition]), offset, at)
         return True
 
     def _fold(self, records: dict[Tablet, list[Any]]) -> dict[Tablet, Folded]:
@@ -161,6 +162,19 @@ class Updater:
             self._late.setdefault(tablet.partition, set()).update(items)
         self._wake.set()
 
+    async def repair(self, tablet: Tablet, users: list[bytes]) -> bool:
+        """Publish a tablet's own rows of users again whose last rows in the changelogs are not right; False if the tablet went."""
+        generation = self._tablets.generation
+        for start in range(0, len(users), REENCODE_CHUNK):
+            async with tablet.lock:
+                if generation is None or self._tablets.generation != generation:
+                    return False
+                folded = await self._run(self._again, tablet, users[start : start + REENCODE_CHUNK])
+                if not await self._write({tablet: folded}):
+                    return False
+            self._metrics.repaired.inc(len(folded.users))
+        return True
+
     def restored(self, tablet: Tablet, known: Sequence[int]) -> None:
         """A tablet came up: items that it waits for and that are known by now."""
         self._late.setdefault(tablet.partition, set()).update(known)
@@ -194,9 +208,10 @@ class Updater:
         for start in range(0, len(users), REENCODE_CHUNK):
             chunk = users[start : start + REENCODE_CHUNK]
             async with tablet.lock:
-                if self._tablets.generation != generation or generation is None:
+                if self._tablets.generation != generation or generation is None or not tablet.restored.is_set():
                     return
                 folded = await self._run(self._again, tablet, chunk)
+                folded.windows = []  # they are as they were
                 if not await self._write({tablet: folded}):
                     return
                 tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
@@ -205,7 +220,7 @@ class Updater:
 
     def _again(self, tablet: Tablet, users: list[bytes]) -> Folded:
         found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]
-        out = Folded(users=[u for u, _ in found])
+        out = Folded(users=[u for u, _ in found], windows=[w for _, w in found])
         if found:
             at = now_ms()
             received = [_received(tablet.profile(u), at) for u in out.users]

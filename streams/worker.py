@@ -88,7 +88,12 @@ class Worker:
             topic = self.settings.topic("events")
             mine = {tp.partition for tp in partitions if tp.topic == topic}
             for tablet in self.tablets.assign(mine, self.app.consumer_generation_id):
-                tablet.restoring = self.spawn(self._restore(tablet))
+                again(tablet)
+
+        def again(tablet: Tablet) -> None:
+            tablet.restoring = self.spawn(self._restore(tablet))
+
+        self.tablets.distrusted = again
 
         self.app.on_partitions_revoked.connect(revoked, weak=False)
         self.app.on_partitions_assigned.connect(assigned, weak=False)
@@ -96,7 +101,14 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, self.metrics.restored.inc)
+        window = self.settings.encoding.window
+        while True:
+            tablet.strange = False
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, window, self.metrics.restored.inc)
+            if wrong and not await self.updater.repair(tablet, wrong):
+                return
+            if not tablet.strange:  # else another worker's rows came in between
+                break
         tablet.restored.set()
         known = [int.from_bytes(k, "big") for k in tablet.awaited()]
         rows = self.store.table.index(np.array(known, np.uint64))

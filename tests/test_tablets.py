@@ -48,7 +48,9 @@ def test_generations(tmp_path: Path) -> None:
         assert await tablets.ready(2, 7) is None
         await tablets.freeze()
         assert await tablets.ready(1, 7) is None
-        assert tablets.assign({1}, 8) == []
+        assert tablets.assign({1}, 8) == [one]
+        assert not one.restored.is_set()
+        one.restored.set()
         assert await tablets.ready(1, 8) is one
         tablets.close()
 
@@ -104,3 +106,17 @@ def test_one_worker_per_folder(tmp_path: Path) -> None:
         claim(tmp_path / "data")
     held.close()
     claim(tmp_path / "data").close()
+
+
+def test_strange_rows(tmp_path: Path) -> None:
+    """Rows of another worker among or before ours: the tablet is not trusted, and its offset stays in front of them."""
+    tablets, found = Tablets(tmp_path, 8, 4), list[Tablet]()
+    tablets.distrusted = found.append
+    (tablet,) = tablets.assign({1}, 1)
+    tablet.restored.set()
+    tablets.published(tablet, "t", rows=3, last=2, now_ms=1)
+    assert (tablet.offset("t"), found) == ((2, 1), [])
+    tablets.published(tablet, "t", rows=2, last=9, now_ms=2)
+    tablets.published(tablet, "u", rows=2, last=9, now_ms=2)
+    assert (tablet.offset("t"), found, tablet.restored.is_set()) == ((2, 1), [tablet], False)
+    tablets.close()

@@ -1,11 +1,15 @@
 """Workers that join, leave, stand still and come back, under load."""
 
+import random
 import time
 from collections.abc import Callable
 
 import pytest
+from kafka import KafkaProducer
 
+from streams import verify
 from tests.kafka.cluster import RIGHT, Cluster, Load, wait_for
+from tests.kafka.load import plain
 
 pytestmark = pytest.mark.kafka
 
@@ -49,6 +53,43 @@ def test_stands_still(cluster: Callable[..., Cluster], waits_s: int) -> None:
         worker.go_on()
         time.sleep(5)
     load.join()
+    c.drain()
+    owned = c.owners()
+    assert a.terminate() == 0
+    wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
+    assert b.terminate() == 0
+    assert c.check(b.data_dir, owned={a.data_dir: owned[a]}) == RIGHT
+
+
+@pytest.mark.parametrize("tables", [("windows", "profiles"), ("windows",), ("profiles",)], ids="+".join)
+def test_zombie_rows(cluster: Callable[..., Cluster], tables: tuple[str, ...]) -> None:
+    """Old rows of a worker that stood still while it published land behind newer ones: no event is lost, and the changelogs are put right."""
+    c, r = cluster(), random.Random(5)
+    c.items()
+    begin = time.time_ns() // 1_000_000 - 10_000
+
+    def events(first: int, n: int) -> list[bytes]:
+        return [plain(r, f"e{k}", begin + k, 300) for k in range(first, first + n)]
+
+    c.send(f"{c.prefix}.in.shop", events(0, 2000))
+    a = c.worker("a").ready()
+    c.drain()
+    old = {name: verify.latest(c.log(name)) for name in ("windows", "profiles")}
+    c.send(f"{c.prefix}.in.shop", events(2000, 2000))
+    c.drain()
+    zombie = KafkaProducer(bootstrap_servers=c.bootstrap, acks="all", enable_idempotence=False)
+    for name in tables:
+        for key, row in old[name].items():
+            zombie.send(c.settings.topic(name), row, key)
+    zombie.flush()
+    zombie.close()
+    last = verify.latest(c.log(tables[0]))
+    assert all(last[key] == row for key, row in old[tables[0]].items())
+    c.send(f"{c.prefix}.in.shop", events(4000, 40))  # of few users: what is put right is not their doing
+    c.drain()
+    b = c.worker("b").ready()
+    c.owners()
+    wait_for("the stale rows to be put right", lambda: a.metric("currents_repaired_total") + b.metric("currents_repaired_total") >= 200)
     c.drain()
     owned = c.owners()
     assert a.terminate() == 0
