@@ -32,7 +32,7 @@ class Baseline:
             out[part] = (weight[part, None, :] @ table.vectors[items[part]])[:, 0]  # (b, 1, T) @ (b, T, D)
         return l2(out)
 
-    def project(self, vectors: np.ndarray) -> np.ndarray:
+    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Item vectors are already in the space of the interest vectors."""
         return vectors
 

@@ -1,7 +1,10 @@
 """A bundle: one encoder release on disk. Weights never travel without the manifest that says what they are.
 
-<folder>/manifest.json   format, version, space_id, item_space_id, dims, item_dims, max_len, files -> sha256, made_by, metrics
-<folder>/encoder.onnx    inputs as encoder.features.model_inputs names them, output "vector" (B, dims)
+<folder>/manifest.json      format, version, space_id, item_space_id, dims, item_dims, max_len, files -> sha256, made_by, metrics
+<folder>/encoder.onnx       inputs as encoder.features.model_inputs names them, but items (B, T, dims) projected; output "vector" (B, dims)
+<folder>/items.onnx         "vectors" (n, item_dims) of the tower and "residuals" (n, dims) -> "projected" (n, dims)
+<folder>/residuals.npz      "keys" (m,) uint64 item keys, "residuals" (m, dims) float16: what training learned of single items
+<folder>/config.json, model.safetensors   the torch encoder, for warm starts and for workers with a GPU; not needed on a CPU
 """
 
 import hashlib
@@ -13,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
-MANIFEST, ONNX = "manifest.json", "encoder.onnx"
+FORMAT = 2
+MANIFEST, ONNX, ITEMS, RESIDUALS = "manifest.json", "encoder.onnx", "items.onnx", "residuals.npz"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class BundleError(ValueError):
@@ -49,8 +53,18 @@ class Bundle:
 
     @property
     def onnx(self) -> Path:
-        """The graph."""
+        """The graph of windows."""
         return self.folder / ONNX
+
+    @property
+    def items(self) -> Path:
+        """The graph of items."""
+        return self.folder / ITEMS
+
+    @property
+    def residuals(self) -> Path:
+        """The ID residuals."""
+        return self.folder / RESIDUALS
 
 
 def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
@@ -91,8 +105,8 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         manifest = Manifest(**row)
         numbers_ok = all(isinstance(n, int) and n > 0 for n in (manifest.dims, manifest.item_dims, manifest.max_len))
-        if not numbers_ok or not isinstance(manifest.files, dict) or ONNX not in manifest.files:
-            raise TypeError(f"want whole dims, item_dims and max_len, and {ONNX} among files")
+        if not numbers_ok or not isinstance(manifest.files, dict) or not {ONNX, ITEMS, RESIDUALS} <= manifest.files.keys():
+            raise TypeError(f"want whole dims, item_dims and max_len, and {ONNX}, {ITEMS} and {RESIDUALS} among files")
     except TypeError as error:
         raise BundleError(f"{path}: {error}") from None
     for name, wanted in manifest.files.items():

@@ -20,9 +20,11 @@ class ItemTable:
     def __init__(self, dims: int, capacity: int = 1024) -> None:
         self.dims = dims
         self.vectors = np.zeros((capacity, dims), np.float32)  # (N, D), L2-normalised; row UNKNOWN is zero
+        self.keys = np.zeros(capacity, np.uint64)  # (N,)
+        self.written = np.zeros(capacity, np.int64)  # (N,) count of writes when a row was last written: what was derived from it is older or not
+        self.writes = 0
         self.size = 1
-        self._keys = np.zeros(capacity, np.uint64)
-        self._rehash(4 * capacity)
+        self._rehash(1 << (4 * capacity - 1).bit_length())  # a power of two
 
     def put(self, key: int, vector: np.ndarray) -> int:
         """Insert or replace the (D,) vector of an item; returns its row."""
@@ -30,32 +32,39 @@ class ItemTable:
         if row == UNKNOWN:
             if self.size == len(self.vectors):
                 self.vectors = np.concatenate([self.vectors, np.zeros_like(self.vectors)])
-                self._keys = np.concatenate([self._keys, np.zeros_like(self._keys)])
+                self.keys = np.concatenate([self.keys, np.zeros_like(self.keys)])
+                self.written = np.concatenate([self.written, np.zeros_like(self.written)])
             row, self.size = self.size, self.size + 1
-            self._keys[row] = key
+            self.keys[row] = key
             if 2 * self.size > len(self._slots):
                 self._rehash(2 * len(self._slots))
             else:
                 self._place(np.array([row]))
-        self.vectors[row] = vector
+        self._write(row, vector)
         return row
 
     def forget(self, key: int) -> int:
         """Make an item unknown again: its row keeps its place with a zero vector. Returns that row, UNKNOWN if there was none."""
         row = int(self.index(np.array([key], np.uint64))[0])
-        self.vectors[row] = 0
+        if row != UNKNOWN:
+            self._write(row, 0)
         return row
+
+    def _write(self, row: int, vector: np.ndarray | int) -> None:
+        self.vectors[row] = vector
+        self.writes += 1
+        self.written[row] = self.writes
 
     def index(self, keys: np.ndarray) -> np.ndarray:
         """(n,) uint64 keys -> (n,) int32 rows, UNKNOWN where a key is not here."""
         slots, mask = self._slots, len(self._slots) - 1
         at = self._home(keys)
         rows: np.ndarray = slots[at]
-        todo = np.flatnonzero((rows != UNKNOWN) & (self._keys[rows] != keys))
+        todo = np.flatnonzero((rows != UNKNOWN) & (self.keys[rows] != keys))
         while todo.size:
             at[todo] = (at[todo] + 1) & mask
             rows[todo] = slots[at[todo]]
-            todo = todo[(rows[todo] != UNKNOWN) & (self._keys[rows[todo]] != keys[todo])]
+            todo = todo[(rows[todo] != UNKNOWN) & (self.keys[rows[todo]] != keys[todo])]
         return rows
 
     def _home(self, keys: np.ndarray) -> np.ndarray:
@@ -68,7 +77,7 @@ class ItemTable:
 
     def _place(self, rows: np.ndarray) -> None:
         mask = len(self._slots) - 1
-        for row, home in zip(rows.tolist(), self._home(self._keys[rows]).tolist(), strict=True):
+        for row, home in zip(rows.tolist(), self._home(self.keys[rows]).tolist(), strict=True):
             at = home
             while self._slots[at] != UNKNOWN:
                 at = (at + 1) & mask
@@ -104,14 +113,18 @@ def featurize(windows: Sequence[bytes], table: ItemTable, max_len: int) -> Featu
     """Windows -> Features of their newest max_len events. Raises ValueError on bytes that are no window."""
     tail = max_len * ROW_BYTES
     bodies = [check(w)[max(1, len(w) - tail) :] for w in windows]
-    lengths = np.fromiter(map(len, bodies), np.int64, len(bodies)) // ROW_BYTES
+    flat = np.frombuffer(b"".join(bodies), DTYPE)
+    return padded(flat, table.index(flat["item_key"]), np.fromiter(map(len, bodies), np.int64, len(bodies)) // ROW_BYTES)
+
+
+def padded(flat: np.ndarray, flat_items: np.ndarray, lengths: np.ndarray) -> Features:
+    """Rows of B windows one after the other, (n,) of DTYPE, their item rows (n,), and (B,) lengths that sum to n -> Features."""
     steps = int(lengths.max(initial=1))
     mask = np.arange(steps) < lengths[:, None]
-    flat = np.frombuffer(b"".join(bodies), DTYPE)
-    rows = np.zeros((len(bodies), steps), DTYPE)
+    rows = np.zeros(mask.shape, DTYPE)
     rows[mask] = flat
-    items = np.zeros((len(bodies), steps), np.int32)
-    items[mask] = table.index(flat["item_key"])
+    items = np.zeros(mask.shape, np.int32)
+    items[mask] = flat_items
     return Features(rows, items, lengths, mask)
 
 
@@ -120,12 +133,13 @@ GAPS_S = tuple(float(2.0**k) for k in np.linspace(0, np.log2(28 * 86_400), 8))  
 NUMERIC, TIMES = 4, 2 * len(PERIODS_S) + 2 * len(GAPS_S) + 1
 
 
-def model_inputs(features: Features, table: ItemTable) -> dict[str, np.ndarray]:
+def model_inputs(features: Features) -> dict[str, np.ndarray]:
     """What a sequence model sees of B windows, by input name. Nothing is relative to the window's end, which would leak the next gap in training.
 
-    items (B, T, D) vectors, known (B, T) 0 or 1, platform and behavior (B, T) int64, numeric (B, T, NUMERIC): value, log1p of dwell in seconds, and
-    whether each is there; times (B, T, TIMES): sine and cosine of the time of hour, day, week and year and of the gap to the event before on
-    eight scales, and its logarithm; lengths (B,) int64.
+    items (B, T) int32 rows of the item table, which the caller turns into vectors; known (B, T) 0 or 1; platform and behavior (B, T) int64;
+    numeric (B, T, NUMERIC): value, log1p of dwell in seconds, and whether each is there; times (B, T, TIMES): sine and cosine of the time of hour,
+    day, week and year and of the gap to the event before on eight scales, and the gap's logarithm; seconds (B, T) since the window's first event;
+    lengths (B,) int64.
     """
     rows, mask = features.rows, features.mask
     known = mask & (features.items != UNKNOWN)
@@ -138,11 +152,12 @@ def model_inputs(features: Features, table: ItemTable) -> dict[str, np.ndarray]:
     waves = [f(a) for a in angles for f in (np.sin, np.cos)]
     times = np.stack([*waves, np.log1p(np.maximum(gap, 0))], -1) * mask[..., None]
     return {
-        "items": table.vectors[features.items],
+        "items": features.items,
         "known": known.astype(np.float32),
         "platform": rows["platform"].astype(np.int64),
         "behavior": rows["behavior"].astype(np.int64),
         "numeric": np.stack([value, dwell, has_value, has_dwell], -1).astype(np.float32),
         "times": times.astype(np.float32),
+        "seconds": ((seconds - seconds[:, :1]) * mask).astype(np.float32),
         "lengths": features.lengths.astype(np.int64),
     }

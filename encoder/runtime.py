@@ -1,7 +1,9 @@
-"""What a worker asks of an encoder, and which one it gets."""
+"""What a worker asks of an encoder, and which one it gets: the baseline, a bundle on ONNX Runtime, or a bundle on torch where there is a GPU."""
 
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -12,10 +14,13 @@ from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # windows up to these lengths are padded to the longest of their bucket
 CHUNK = 64  # windows of one run: larger ones fall out of the cache
+ITEMS_AT_ONCE = 4096
+WORLD = "world"
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Encoder(Protocol):
-    """Windows and item vectors in, L2-normalised vectors out. B users, D dims of an item vector, dims of the interest vector."""
+    """Windows and item vectors in, L2-normalised vectors out. B users, D dims of a tower's vector, dims of the interest space."""
 
     version: str
     """What made a vector: `baseline-…` or a bundle's version."""
@@ -29,52 +34,127 @@ class Encoder(Protocol):
         """-> (B, dims) float32, L2-normalised; a zero row where every item is unknown."""
         ...
 
-    def project(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, D) item vectors -> (n, dims) float32 in the space of the interest vectors, L2-normalised."""
+    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """(n, D) tower vectors and (n,) uint64 item keys, 0 for none -> (n, dims) float32 in the interest space, L2-normalised."""
         ...
 
 
-def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1) -> Encoder:
-    """`baseline`, or the folder of a bundle that fits the tower. Raises BundleError saying what was wanted and what was there."""
+def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1, device: Device = "auto") -> Encoder:
+    """`baseline`, `world` (shipped, made for the demo's world), or the folder of a bundle. Raises BundleError where it does not fit the tower.
+
+    `auto` is torch on a GPU where there is one and the extra `gpu` is installed, else ONNX Runtime.
+    """
     if name == "baseline":
         return Baseline(item_dims, item_space_id)
-    bundle = open_bundle(Path(name))
+    bundle = open_bundle(Path(str(files("encoder") / "data" / WORLD)) if name == WORLD else Path(name))
     manifest = bundle.manifest
     for what, wanted, got in (("item_dims", item_dims, manifest.item_dims), ("item_space_id", item_space_id, manifest.item_space_id)):
         if wanted != got:
             raise BundleError(f"bundle {name}: {what} = {got!r}, but the tower (encoding.tower) makes {wanted!r}")
+    if device == "cuda" or (device == "auto" and _has_gpu()):
+        from encoder.gpu import TorchEncoder
+
+        return TorchEncoder(bundle)
     return OnnxEncoder(bundle, threads)
 
 
+def _has_gpu() -> bool:
+    # The driver's file, not torch: importing torch takes seconds and hundreds of MB, and most workers have no use for it.
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+class Projected:
+    """The item table in the interest space, row by row, brought up to date when the table was written to."""
+
+    def __init__(self, project: Callable[[np.ndarray, np.ndarray], np.ndarray], dims: int) -> None:
+        self._project, self._dims = project, dims
+        self._rows = np.zeros((0, dims), np.float32)
+        self._seen, self._table = 0, ItemTable(0, 1)
+
+    def of(self, table: ItemTable) -> np.ndarray:
+        """(N, dims); row UNKNOWN and forgotten items are zero."""
+        if table is not self._table:
+            self._table, self._seen, self._rows = table, 0, np.zeros((0, self._dims), np.float32)
+        if self._seen < table.writes or not len(self._rows):
+            if len(self._rows) < len(table.vectors):
+                grown = np.zeros((len(table.vectors), self._dims), np.float32)
+                grown[: len(self._rows)] = self._rows
+                self._rows = grown
+            stale = np.flatnonzero(table.written > self._seen)
+            self._seen = table.writes
+            for a in range(0, len(stale), ITEMS_AT_ONCE):
+                at = stale[a : a + ITEMS_AT_ONCE]
+                there = table.vectors[at].any(1, keepdims=True)
+                self._rows[at] = self._project(table.vectors[at], table.keys[at]) * there
+        return self._rows
+
+
 class OnnxEncoder:
-    """A bundle's graph on ONNX Runtime, CPU. Windows of like length go together, CHUNK at a time."""
+    """A bundle's graphs on ONNX Runtime, CPU. Windows of like length go together, CHUNK at a time."""
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         m = bundle.manifest
         self.version, self.space_id, self.dims, self.max_len = m.version, m.space_id, m.dims, m.max_len
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the other core folds and sends meanwhile
-        try:
-            self._session = onnxruntime.InferenceSession(str(bundle.onnx), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises types of its own, unexported
-            raise BundleError(f"{bundle.onnx}: {error}") from None
-        self._inputs = {i.name for i in self._session.get_inputs()}
+        self._windows, self._items = session(bundle.onnx, threads), session(bundle.items, threads)
+        self._inputs = {i.name for i in self._windows.get_inputs()}
+        self._residuals = read_residuals(bundle)
+        self._projected = Projected(self.project, self.dims)
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
         """-> (B, dims) float32, L2-normalised; a zero row where every item is unknown."""
-        features = features.newest(self.max_len)
+        features, items = features.newest(self.max_len), self._projected.of(table)
         out = np.zeros((len(features.lengths), self.dims), np.float32)
-        for bucket in BUCKETS:
-            here = np.flatnonzero((features.lengths > bucket // 2 if bucket > BUCKETS[0] else True) & (features.lengths <= bucket))
-            for a in range(0, len(here), CHUNK):
-                rows = here[a : a + CHUNK]
-                inputs = model_inputs(features.take(rows), table)
-                out[rows] = self._session.run(["vector"], {k: v for k, v in inputs.items() if k in self._inputs})[0]
+        for rows in buckets(features.lengths, CHUNK):
+            inputs: dict[str, Any] = model_inputs(features.take(rows))
+            inputs["items"] = items[inputs["items"]]
+            out[rows] = self._windows.run(["vector"], {k: v for k, v in inputs.items() if k in self._inputs})[0]
         out[~(features.items != UNKNOWN).any(1)] = 0
         return out
 
-    def project(self, vectors: np.ndarray) -> np.ndarray:
-        """Item vectors are in the space of the interest vectors already: the graph's output is trained towards them."""
-        return vectors
+    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """(n, D) tower vectors and (n,) uint64 item keys, 0 for none -> (n, dims) float32 in the interest space, L2-normalised."""
+        if not len(vectors):
+            return np.zeros((0, self.dims), np.float32)
+        residuals = self._residuals.vectors[self._residuals.index(keys)]
+        out: np.ndarray = self._items.run(["projected"], {"vectors": vectors.astype(np.float32), "residuals": residuals})[0]
+        return out
+
+
+def buckets(lengths: np.ndarray, chunk: int) -> list[np.ndarray]:
+    """(B,) lengths -> indices of windows that go together: of one bucket, at most `chunk` at once."""
+    bucket = np.searchsorted(BUCKETS, lengths)
+    found = (np.flatnonzero(bucket == b) for b in np.unique(bucket))
+    return [here[a : a + chunk] for here in found for a in range(0, len(here), chunk)]
+
+
+def session(path: Path, threads: int) -> Any:
+    """ONNX Runtime on a graph. Raises BundleError."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the other core folds and sends meanwhile
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises types of its own, unexported
+        raise BundleError(f"{path}: {error}") from None
+
+
+def read_residuals(bundle: Bundle) -> ItemTable:
+    """The ID residuals by item key; row UNKNOWN is zero. Raises BundleError."""
+    try:
+        with np.load(bundle.residuals) as stored:
+            keys, residuals = stored["keys"], stored["residuals"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{bundle.residuals}: {error}") from None
+    if residuals.shape != (len(keys), bundle.manifest.dims):
+        raise BundleError(f"{bundle.residuals}: want ({len(keys)}, {bundle.manifest.dims}), got {residuals.shape}")
+    table = ItemTable(bundle.manifest.dims, max(64, len(keys) + 1))
+    for key, residual in zip(keys.tolist(), residuals, strict=True):
+        table.put(key, residual)
+    return table

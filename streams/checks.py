@@ -61,7 +61,7 @@ def _platforms(settings: Settings) -> str:
 
 def _encoder(settings: Settings) -> str:
     tower = load_tower(settings.encoding.tower)
-    encoder = load_encoder(settings.encoding.encoder, tower.space_id, tower.dims, settings.encoding.threads)
+    encoder = load_encoder(settings.encoding.encoder, tower.space_id, tower.dims, settings.encoding.threads, settings.encoding.device)
     return f"{tower.space_id}; {encoder.version}, {encoder.dims} dims"
 
 

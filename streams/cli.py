@@ -8,12 +8,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from streams.learning import register
 from streams.letters import letters
 from streams.settings import SettingsError, load, sources
 from streams.terminal import Config, Json, err, out, print_json, progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
 app.add_typer(letters, name="dead-letters")
+register(app)
 
 Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")]
 

@@ -200,8 +200,10 @@ def ranking(worker: "Worker", profile: Profile, body: Rank) -> dict[str, Any]:
     rows = worker.store.index(body.items)
     known = np.flatnonzero(rows != UNKNOWN)
     items = [Item(c.id, c.title, clip_categories(c.categories), c.text) for c in body.contents]
-    vectors = np.concatenate([worker.store.table.vectors[rows[known]], worker.tower.encode([content(i) for i in items])])
-    scores = worker.encoder.project(vectors) @ unpack_vector(profile.vector)
+    table = worker.store.table
+    vectors = np.concatenate([table.vectors[rows[known]], worker.tower.encode([content(i) for i in items])])
+    keys = np.concatenate([table.keys[rows[known]], np.zeros(len(items), np.uint64)])
+    scores = worker.encoder.project(vectors, keys) @ unpack_vector(profile.vector)
     names = [*(body.items[i] for i in known), *(i.item for i in items)]
     order = np.argsort(-scores, kind="stable").tolist()
     return {

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
 
@@ -92,7 +93,8 @@ class Encoding(Section):
     """Item tower and encoder."""
 
     tower: str = Field("static", description="`static` (shipped), or a Hugging Face text model or folder (extra `train`)")
-    encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
+    encoder: str = Field("baseline", description="`baseline`, `world` (shipped, trained on the demo's world), or the folder of a bundle")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
     window: int = Field(64, ge=1, le=512, description="Events kept per user")
 
@@ -134,6 +136,7 @@ class Settings(BaseSettings):
     encoding: Encoding = Encoding()
     portrait: Portrait = Portrait()
     query: Query = Query()
+    training: Recipe = Recipe()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
 
     @classmethod
@@ -211,7 +214,7 @@ def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str,
     environment = _Environment(Settings)()
     for section, field in Settings.model_fields.items():
         chosen = getattr(settings, section)
-        if not isinstance(chosen, Section):
+        if not isinstance(chosen, BaseModel):
             source = "environment" if section in environment else name if section in values else "default"
             yield section, ", ".join(p.name for p in chosen) or "none", source
             continue

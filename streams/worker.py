@@ -41,7 +41,8 @@ class Worker:
         self.metrics = Metrics()
         self._lock = claim(settings.worker.data_dir)
         self.tower = load_tower(settings.encoding.tower)
-        self.encoder = load_encoder(settings.encoding.encoder, self.tower.space_id, self.tower.dims, settings.encoding.threads)
+        e = settings.encoding
+        self.encoder = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device)
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from schemas.declaration import PlatformMapping, presets
 from schemas.mapping import REASONS
 from streams.cli import app
-from streams.settings import ENV_PREFIX, Section, Settings
+from streams.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +19,7 @@ TEXT = {path.name: path.read_text() for path in DOCS}
 KEYS = {
     f"{name}.{key}": f"{ENV_PREFIX}{name.upper()}__{key.upper()}"
     for name, field in Settings.model_fields.items()
-    if isinstance(field.default, Section)
+    if isinstance(field.default, BaseModel)
     for key in type(field.default).model_fields
 }
 
@@ -30,7 +31,7 @@ def test_every_setting() -> None:
     for key in KEYS:
         section, name = key.split(".")
         default = getattr(Settings.model_fields[section].default, name)
-        if default is not None and name != "weights":
+        if default not in (None, "", (), {}) and name != "weights":
             assert f"| `{key}` | `{default}` |" in TEXT["settings.md"]
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from encoder.baseline import Baseline
-from encoder.bundle import MANIFEST, ONNX, BundleError, Manifest, open_bundle, publish
+from encoder.bundle import ITEMS, MANIFEST, ONNX, RESIDUALS, BundleError, Manifest, open_bundle, publish
 from encoder.features import ItemTable, featurize, model_inputs
-from encoder.model import PRESETS, SequenceEncoder
+from encoder.gpu import TorchEncoder
+from encoder.model import SequenceEncoder, preset
 from encoder.runtime import OnnxEncoder, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
-from training.export import export, parity, to_onnx
+from training.export import COSINE, cosine, export, parity, quantised, to_onnx
 
 DIMS = 16
 
@@ -60,27 +61,74 @@ def test_untrained_is_baseline() -> None:
     items = table()
     features = featurize([w for w in WINDOWS if len(w) <= 1 + 32 * 32], items, 32)
     torch.manual_seed(0)
-    model = SequenceEncoder(DIMS, PRESETS["xs"]).eval()
+    model = SequenceEncoder(preset("xs", DIMS, dims=DIMS)).eval()
+    inputs = {k: torch.from_numpy(v) for k, v in model_inputs(features).items()}
     with torch.inference_mode():
-        found = model(**{k: torch.from_numpy(v) for k, v in model_inputs(features, items).items()}).numpy()
+        rows = model.project(torch.from_numpy(items.vectors), torch.zeros(len(items.vectors), dtype=torch.long))
+        found = model(**{**inputs, "items": rows[inputs["items"].long()] * inputs["known"][..., None]}).numpy()
     np.testing.assert_allclose(found, Baseline(DIMS, "s").encode(features, items), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    model = SequenceEncoder(DIMS, PRESETS["xs"])
-    torch.nn.init.normal_(model.out.weight, std=0.1)
-    return export(model, tmp_path_factory.mktemp("bundles") / "xs", "items-space", DIMS, 32, "xs").folder
+    model = shaken("xs", residuals=3)
+    return export(model, tmp_path_factory.mktemp("bundles") / "xs", "items-space", "xs", np.array([5, 7, 11], np.uint64)).folder
 
 
-@pytest.mark.parametrize("preset", ["xs", pytest.param("s", marks=pytest.mark.broker), pytest.param("l", marks=pytest.mark.broker)])
-def test_parity(preset: str) -> None:
-    """torch and ONNX Runtime agree for every preset and length."""
+def shaken(name: str, **changes: int) -> SequenceEncoder:
+    """A preset with what starts at zero moved, so that nothing is equal by being nothing."""
+    model = SequenceEncoder(preset(name, DIMS, dims=DIMS, max_len=32, **changes))
+    for key, parameter in model.named_parameters():
+        if key in ("out.weight", "residual.weight", "projector.down.weight") or ".bias." in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", ["xs", pytest.param("s", marks=pytest.mark.broker), pytest.param("l", marks=pytest.mark.broker)])
+def test_parity(name: str) -> None:
+    """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and length; int8 is close."""
     torch.manual_seed(2)
-    model = SequenceEncoder(DIMS, PRESETS[preset]).eval()
-    torch.nn.init.normal_(model.out.weight, std=0.1)
-    assert parity(model, to_onnx(model, DIMS), DIMS) <= 1e-4
+    model = shaken(name).eval()
+    graph = to_onnx(model)
+    assert parity(model, graph) <= 1e-4
+    assert cosine(graph, quantised(graph), DIMS) >= COSINE
+
+
+def test_torch_encoder(bundle: Path) -> None:
+    """What a worker with a GPU runs gives the vectors of ONNX Runtime, and projects items alike."""
+    items, onnx, other = table(), OnnxEncoder(open_bundle(bundle)), TorchEncoder(open_bundle(bundle), "cpu")
+    features = featurize(WINDOWS, items, 64)
+    np.testing.assert_allclose(other.encode(features, items), onnx.encode(features, items), atol=1e-5)
+    keys = np.array([0, 5, 6], np.uint64)
+    np.testing.assert_allclose(other.project(items.vectors[1:4], keys), onnx.project(items.vectors[1:4], keys), atol=1e-5)
+
+
+def test_items_change(bundle: Path) -> None:
+    """A new, replaced or forgotten item vector counts from the next window on."""
+    items, encoder = table(), OnnxEncoder(open_bundle(bundle))
+
+    def encode() -> np.ndarray:
+        return encoder.encode(featurize([window([1, 999])], items, 64), items)[0]
+
+    before = encode()
+    items.put(999, items.vectors[7])
+    known = encode()
+    assert not np.allclose(before, known, atol=1e-3)
+    items.put(999, -items.vectors[7])
+    assert not np.allclose(known, encode(), atol=1e-3)
+    items.forget(999)
+    np.testing.assert_allclose(encode()[:1], before[:1], atol=0.5)
+    fresh = OnnxEncoder(open_bundle(bundle))
+    np.testing.assert_allclose(encode(), fresh.encode(featurize([window([1, 999])], items, 64), items)[0], atol=1e-6)
+
+
+def test_residual(bundle: Path) -> None:
+    """An item with an ID residual is projected otherwise than the same content without."""
+    items, encoder = table(), OnnxEncoder(open_bundle(bundle))
+    known, unknown = encoder.project(items.vectors[[5, 5]], np.array([5, 0], np.uint64))
+    assert not np.allclose(known, unknown, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm([known, unknown], axis=1), 1, atol=1e-5)
 
 
 def test_batch_is_each_alone(bundle: Path) -> None:
@@ -116,12 +164,13 @@ def _edit(**changes: object) -> object:
 
 
 BROKEN = {
+    "no items": (_edit(files={ONNX: "0"}), "items.onnx"),
     "cut file": (_break_hash, "want sha256"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "no manifest.json"),
     "no folder": (shutil.rmtree, "no such folder"),
     "not JSON": (lambda f: (f / MANIFEST).write_text("{"), "want JSON"),
     "no file": (lambda f: (f / ONNX).unlink(), "No such file"),
-    "format": (_edit(format=9), "want format 1, got 9"),
+    "format": (_edit(format=9), "want format 2, got 9"),
     "dims": (_edit(dims="many"), "whole dims"),
     "unknown field": (_edit(colour="red"), "colour"),
 }
@@ -143,7 +192,8 @@ def test_publish_is_atomic(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         publish(tmp_path / "b", manifest, {ONNX: b"x", "bad": None})  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
-    publish(tmp_path / "b", manifest, {ONNX: b"x"})
+    files = {ONNX: b"x", ITEMS: b"y", RESIDUALS: b"z"}
+    publish(tmp_path / "b", manifest, files)
     assert open_bundle(tmp_path / "b").manifest.version == "v"
     with pytest.raises(BundleError, match="never changed"):
-        publish(tmp_path / "b", manifest, {ONNX: b"y"})
+        publish(tmp_path / "b", manifest, files)

@@ -62,9 +62,10 @@ def test_model_inputs() -> None:
     table = ItemTable(2)
     table.put(1, np.ones(2))
     day = 86_400_000
-    whole = model_inputs(featurize([window((day, 1), (day + 1000, 2), (3 * day, 1))], table, 8), table)
-    part = model_inputs(featurize([window((day, 1), (day + 1000, 2))], table, 8), table)
-    assert whole["items"].shape == (1, 3, 2)
+    whole = model_inputs(featurize([window((day, 1), (day + 1000, 2), (3 * day, 1))], table, 8))
+    part = model_inputs(featurize([window((day, 1), (day + 1000, 2))], table, 8))
+    assert whole["items"].tolist() == [[1, UNKNOWN, 1]]
+    assert whole["seconds"].tolist() == [[0, 1, 2 * day / 1000]]
     assert whole["numeric"].shape == (1, 3, NUMERIC)
     assert whole["times"].shape == (1, 3, TIMES)
     assert whole["known"].tolist() == [[1, 0, 1]]

@@ -1,27 +1,32 @@
 """A torch encoder -> ONNX -> bundle. Refuses an export that differs from torch.
 
-python -m training.export --out bundles/xs [--preset xs] [--checkpoint weights.pt]
+python -m training.export --out bundles/xs [--preset xs] [--model FOLDER]
 """
 
 import hashlib
 import io
+import json
 import logging
+import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import torch
 import typer
 
-from encoder.bundle import ONNX, Bundle, BundleError, Manifest, publish
+from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, publish
 from encoder.features import NUMERIC, TIMES
-from encoder.model import PRESETS, SequenceEncoder
+from encoder.model import PRESETS, SequenceEncoder, preset
 from encoder.towers import TowerError, load_tower
 
 PARITY = 1e-4  # largest difference of any output, for any length
-INPUTS = ("items", "known", "platform", "behavior", "numeric", "times", "lengths")
+COSINE = 0.995  # least cosine of an int8 encoder's vectors with the float one's
+INPUTS = ("items", "known", "platform", "behavior", "numeric", "times", "seconds", "lengths")
+LENGTHS = ((1, 1), (4, 7), (64, 32), (9, 64), (2, 200))
+"""(users, events) of the windows that parity is checked on."""
 
 
 def example(users: int, steps: int, dims: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -41,70 +46,144 @@ def example(users: int, steps: int, dims: int, seed: int = 0) -> dict[str, np.nd
         "behavior": r.integers(0, 14, (users, steps)) * mask,
         "numeric": (r.standard_normal((users, steps, NUMERIC)) * mask[..., None]).astype(np.float32),
         "times": (r.standard_normal((users, steps, TIMES)) * mask[..., None]).astype(np.float32),
+        "seconds": (r.exponential(3e4, (users, steps)).cumsum(1) * mask).astype(np.float32),
         "lengths": lengths.astype(np.int64),
     }
 
 
-def to_onnx(model: SequenceEncoder, dims: int) -> bytes:
-    """The graph, for any number of users and events."""
+def to_onnx(model: SequenceEncoder) -> bytes:
+    """The graph of windows, for any number of users and events."""
     batch, steps = torch.export.Dim("users", min=1), torch.export.Dim("events", min=1, max=512)
-    arguments = tuple(torch.from_numpy(v) for v in example(3, 5, dims).values())
+    arguments = tuple(torch.from_numpy(v) for v in example(3, 5, model.config.dims).values())
     shapes = tuple({0: batch} if name == "lengths" else {0: batch, 1: steps} for name in INPUTS)
+    return _graph(model, arguments, list(INPUTS), "vector", shapes)
+
+
+def items_to_onnx(model: SequenceEncoder) -> bytes:
+    """The graph of items, for any number of them."""
+    n = torch.export.Dim("items", min=1)
+    arguments = (torch.randn(3, model.config.item_dims), torch.randn(3, model.config.dims))
+    return _graph(model.projector, arguments, ["vectors", "residuals"], "projected", ({0: n}, {0: n}))
+
+
+def _graph(module: torch.nn.Module, arguments: Any, inputs: list[str], output: str, shapes: Any) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.eval(), arguments, input_names=list(INPUTS), output_names=["vector"], dynamic_shapes=shapes, dynamo=True, verbose=False
+            module.eval(), arguments, input_names=inputs, output_names=[output], dynamic_shapes=shapes, dynamo=True, verbose=False
         )
     stream = io.BytesIO()
     program.save(stream)
     return stream.getvalue()
 
 
-def parity(model: SequenceEncoder, graph: bytes, dims: int) -> float:
-    """Largest difference between torch and ONNX Runtime over windows of several lengths."""
+def parity(model: SequenceEncoder, graph: bytes) -> float:
+    """Largest difference between ONNX Runtime, torch, and torch without the last-only short cut, over windows of several lengths."""
     session, worst = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]), 0.0
-    for seed, (users, steps) in enumerate(((1, 1), (4, 7), (64, 32), (9, 64), (2, 200))):
-        inputs = example(users, steps, dims, seed)
+    model = model.eval()
+    for seed, (users, steps) in enumerate(LENGTHS):
+        inputs = example(users, steps, model.config.dims, seed)
+        tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
         with torch.inference_mode():
-            want = model(**{k: torch.from_numpy(v) for k, v in inputs.items()}).numpy()
-        worst = max(worst, float(np.abs(session.run(["vector"], inputs)[0] - want).max()))
+            want = model(**tensors).numpy()
+            every = model.states(**tensors)[1][torch.arange(users), tensors["lengths"] - 1].numpy()
+        got = session.run(["vector"], inputs)[0]
+        worst = max(worst, float(np.abs(got - want).max()), float(np.abs(every - want).max()))
     return worst
 
 
-def export(model: SequenceEncoder, out: Path, item_space_id: str, dims: int, max_len: int, name: str) -> Bundle:
-    """Write a bundle. Raises BundleError when ONNX and torch differ."""
-    graph = to_onnx(model, dims)
-    worst = parity(model, graph, dims)
+def quantised(graph: bytes) -> bytes:
+    """The graph with its matrices in int8, per channel (onnxruntime's dynamic quantisation)."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
+        source.write_bytes(graph)
+        logging.getLogger().setLevel(logging.ERROR)
+        quantize_dynamic(source, out, per_channel=True, weight_type=QuantType.QInt8)
+        return out.read_bytes()
+
+
+def cosine(graph: bytes, other: bytes, dims: int) -> float:
+    """Least mean cosine of two graphs' vectors over windows of several lengths."""
+    a, b = (onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (graph, other))
+    found = []
+    for seed, (users, steps) in enumerate(LENGTHS):
+        inputs = example(users, steps, dims, seed)
+        x, y = (s.run(["vector"], inputs)[0] for s in (a, b))
+        some = x.any(1)
+        if some.any():
+            found.append(float((x[some] * y[some]).sum(1).mean()))
+    return min(found)
+
+
+def export(
+    model: SequenceEncoder,
+    out: Path,
+    item_space_id: str,
+    name: str,
+    keys: np.ndarray | None = None,
+    metrics: dict[str, float] | None = None,
+    int8: bool = False,
+    weights: bool = True,
+) -> Bundle:
+    """Write a bundle; `keys` are the item keys of the ID residuals in order. Raises BundleError when ONNX and torch differ."""
+    model, config = model.cpu().float().eval(), model.config
+    graph, items = to_onnx(model), items_to_onnx(model)
+    worst = parity(model, graph)
     if worst > PARITY:
         raise BundleError(f"ONNX differs from torch by {worst:.2g}, want at most {PARITY}")
-    digest = hashlib.sha256(graph).hexdigest()[:8]
+    if int8:
+        small = quantised(graph)
+        if (least := cosine(graph, small, config.dims)) < COSINE:
+            raise BundleError(f"int8: cosine {least:.4f} with float32, want at least {COSINE}")
+        graph = small
+    keys = np.zeros(0, np.uint64) if keys is None else keys
+    stream = io.BytesIO()
+    np.savez(stream, keys=keys, residuals=model.residual.weight.detach().numpy()[1 : len(keys) + 1].astype(np.float16))
+    files = {ONNX: graph, ITEMS: items, RESIDUALS: stream.getvalue()}
+    if weights:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            files |= {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    digest = hashlib.sha256(graph + items + files[RESIDUALS]).hexdigest()[:8]
     # Every encoder has a space of its own until vectors of two are shown to compare.
-    manifest = Manifest(f"{name}-{digest}", f"{name}-{dims}-{digest}", item_space_id, dims, dims, max_len, made_by="training.export")
-    return publish(out, manifest, {ONNX: graph})
+    manifest = Manifest(
+        f"{name}-{digest}", f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
+        made_by="training.export", metrics=metrics or {},
+    )  # fmt: skip
+    return publish(out, manifest, files)
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
-    preset: str = "xs",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="State dict of a SequenceEncoder; the untrained one, equal to the baseline, without")
-    ] = None,
+    preset_name: Annotated[str, typer.Option("--preset", help="xs, s or l: the untrained encoder, equal to the baseline")] = "xs",
+    model: Annotated[Path | None, typer.Option(help="Bundle or folder written by save_pretrained: its encoder is exported")] = None,
     tower: str = "static",
-    max_len: int = 32,
+    max_len: int = 64,
     seed: int = 0,
+    int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if the vectors change")] = False,
 ) -> None:
     """Export an encoder."""
     try:
         items = load_tower(tower)
-        if preset not in PRESETS:
-            raise BundleError(f"--preset {preset}: want one of {', '.join(PRESETS)}")
+        if preset_name not in PRESETS:
+            raise BundleError(f"--preset {preset_name}: want one of {', '.join(PRESETS)}")
         torch.manual_seed(seed)
-        model = SequenceEncoder(items.dims, PRESETS[preset])
-        if checkpoint is not None:
-            model.load_state_dict(torch.load(checkpoint, weights_only=True))
-        bundle = export(model, out, items.space_id, items.dims, max_len, preset)
-    except (BundleError, TowerError, OSError) as error:
+        keys = None
+        if model is not None:
+            if not (model / CONFIG).exists():
+                raise BundleError(f"--model {model}: no {CONFIG}")
+            encoder = SequenceEncoder.from_pretrained(str(model))
+            if (model / RESIDUALS).exists():
+                keys = np.load(model / RESIDUALS)["keys"]
+        else:
+            encoder = SequenceEncoder(preset(preset_name, items.dims, dims=min(128, items.dims), max_len=max_len))
+        if encoder.config.item_dims != items.dims:
+            raise BundleError(f"--model {model}: reads vectors of {encoder.config.item_dims} dims, tower {tower} makes {items.dims}")
+        bundle = export(encoder, out, items.space_id, preset_name, keys, int8=int8)
+    except (BundleError, TowerError, OSError, json.JSONDecodeError) as error:
         raise SystemExit(str(error)) from None
     print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.model import PRESETS, SequenceEncoder
+from encoder.model import SequenceEncoder, preset
 from encoder.towers import load_tower
 from schemas.profiles import decode_profile
 from streams.verify import latest
@@ -21,9 +21,9 @@ def test_bundle_end_to_end(cluster: Callable[..., Cluster], tmp_path: Path) -> N
     """The whole path runs with a sequence encoder on ONNX Runtime, and its profiles name it."""
     torch.manual_seed(0)
     tower = load_tower("static")
-    model = SequenceEncoder(tower.dims, PRESETS["xs"])
+    model = SequenceEncoder(preset("xs", tower.dims, max_len=32))
     torch.nn.init.normal_(model.out.weight, std=0.05)
-    bundle = export(model, tmp_path / "xs", tower.space_id, tower.dims, 32, "xs")
+    bundle = export(model, tmp_path / "xs", tower.space_id, "xs")
     c = cluster(encoding={"encoder": str(bundle.folder)})
     c.items()
     load = Load(c, events=4000, rate=2000)

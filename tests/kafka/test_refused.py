@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from encoder.bundle import ONNX, Manifest, publish
+from encoder.bundle import ITEMS, ONNX, RESIDUALS, Manifest, publish
 from streams.topics import admin
 from tests.kafka.cluster import Cluster, WorkerProcess
 
@@ -46,7 +46,7 @@ def test_bundle_that_does_not_fit(cluster: Callable[..., Cluster]) -> None:
     """A bundle made for other item vectors, or none at all, is refused with what was wanted."""
     c = cluster()
     folder = c.folder / "bundle"
-    publish(folder, Manifest("v1", "space", "other-tower", 8, 16, 32), {ONNX: b"graph"})
+    publish(folder, Manifest("v1", "space", "other-tower", 8, 16, 32), {ONNX: b"graph", ITEMS: b"graph", RESIDUALS: b"none"})
     refused(c.worker("a", CURRENTS_ENCODING__ENCODER=str(folder)), "item_dims", "16", "encoding.tower")
     refused(c.worker("b", CURRENTS_ENCODING__ENCODER=str(c.folder / "none")), "none", "no such folder")
 

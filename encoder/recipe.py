@@ -1,0 +1,126 @@
+"""What a training run is asked for. Section `[training]` of the settings file; `training` reads nothing else. Defaults: docs/encoder.md."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Recipe(BaseModel):
+    """Hyper-parameters. Units in the names; shares are of 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    # What is trained
+    preset: Literal["xs", "s", "l"] = "s"
+    """Size of our own body: `xs`, `s`, `l`."""
+    dims: Positive = 128
+    """Dims of the interest space."""
+    max_len: Positive = 64
+    """How many of the newest events the encoder looks at."""
+    body: str = ""
+    """Folder or name of a Hugging Face transformer (BERT or GPT family) as the body; empty: our own layers."""
+    adapter: Literal["none", "lora", "adalora", "prefix"] = "none"
+    """Train adapters in the body instead of its weights; `prefix` for a GPT body only."""
+    adapter_rank: Positive = 8
+    """Rank of LoRA and AdaLoRA, length of a prefix."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters that stay as they are, with * and ?: `body.*`."""
+    start: str = ""
+    """Bundle to go on from; empty: the untrained encoder, equal to the baseline."""
+    content: bool = True
+    """Read what items are; off: IDs alone."""
+    platform: bool = True
+    """Platform as an input."""
+    behavior: bool = True
+    """Behavior as an input."""
+    time: bool = True
+    """Time of day, gaps, and the bias on elapsed time; off for logs that have an order only."""
+    distance: bool = True
+    """Bias on the distance in events."""
+    start_at_mean: bool = True
+    """Add the output to the decayed mean."""
+    residuals: bool = True
+    """An ID residual for items with at least `residual_min_count` training events."""
+    residual_min_count: Positive = 5
+    """Training events that an item needs for an ID residual."""
+    residual_dropout: Share = 0.5
+    """Share of items whose residual is hidden in a step, so that content alone stays good."""
+
+    # From what
+    split: Literal["time", "leave-one-out"] = "time"
+    """Hold out by time, or each user's last two events."""
+    test_share: Share = 0.1
+    """Newest share of all events: the test."""
+    valid_share: Share = 0.1
+    """Shares of all events, the newest first: test, then validation. What comes before is trained on."""
+    targets: Literal["next", "all-action"] = "next"
+    """`all-action`: any action within `horizon_days` (PinnerFormer's dense all-action loss)."""
+    horizon_days: Annotated[float, Field(gt=0)] = 14.0
+    """Days ahead of `all-action`."""
+    drop_event: Share = 0.1
+    """Share of events dropped from a segment."""
+    drop_platform: Share = 0.15
+    """Share of segments that lose a whole platform."""
+    unknown_platform: Share = 0.1
+    """Share of events whose platform is hidden."""
+    mask: Share = 0.3
+    """Share of events whose behavior and value are hidden from the model and predicted."""
+
+    # Losses
+    negatives: Annotated[int, Field(ge=0)] = 4096
+    """Sampled per platform and step, shared by its positions, with logQ correction; 0: the whole catalogue."""
+    negatives_power: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """Negatives are drawn from counts to this power; 0: uniformly."""
+    logq: bool = True
+    """Correct for how negatives are drawn."""
+    platform_power: float = -0.5
+    """A platform's positions weigh its number of events to this power."""
+    platform_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """A further weight by platform's name; 1 where not given."""
+    weight_behavior: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the behavior task: the hidden behavior of an event."""
+    weight_class: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the class task: is the next event a strong action."""
+    weight_value: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the value task: the hidden value of an event."""
+
+    # How
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of matrices."""
+    residual_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decay of ID residuals."""
+    warmup: Share = 0.05
+    """Share of all steps; then a cosine to a tenth."""
+    epochs: Positive = 20
+    """Most passes over the data."""
+    patience: Positive = 10
+    """Epochs without a better validation NDCG@10 before training stops."""
+    batch_users: Positive = 512
+    """Most segments of a batch."""
+    batch_events: Positive = 16384
+    """A batch holds at most this many events, padding included."""
+    accumulate: Positive = 1
+    """Batches per step."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient norm."""
+    dropout: Share = 0.2
+    """Dropout."""
+    precision: Literal["no", "bf16"] = "bf16"
+    """`bf16`: autocast."""
+    ema: Share = 0.999
+    """Decay of the averaged weights, which are what is kept."""
+    seed: int = 0
+    """Of everything random."""
+    checkpoint_steps: Positive = 500
+    """Steps between checkpoints; one at every epoch besides."""
+    log_to: Literal["none", "tensorboard", "wandb"] = "tensorboard"
+    """Where the course of training goes."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Of torch; 0: as many as there are cores."""

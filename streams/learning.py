@@ -1,0 +1,142 @@
+"""`currents train`, `evaluate`, `export`, `encode`: each starts `training` as a process of its own. `world` writes data to try them on."""
+
+import json as jsonlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streams.settings import Settings, SettingsError, load
+from streams.terminal import Config, Json, out, print_json
+
+Data = Annotated[str, typer.Argument(help="Folder of <platform>.events.jsonl and .items.jsonl (or .parquet); or topic, topic:FROM-TO (offsets)")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A training setting for this run: key=value")]
+BundleFolder = Annotated[str, typer.Argument(help="Folder of a bundle; or baseline")]
+
+
+def train(
+    data: Data,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the new bundle")],
+    preset: Annotated[str | None, typer.Option(help="xs, s or l")] = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    change: Set = None,
+    processes: Annotated[int, typer.Option(help="Training processes, one a GPU; through accelerate")] = 1,
+    config: Config = None,
+) -> None:
+    """Train an encoder on a log and export it; a run that was stopped goes on where it was. Last line: JSON with the bundle's metrics."""
+    given = {k: v for k, v in (("preset", preset), ("epochs", epochs), ("seed", seed)) if v is not None}
+    with job(load(config), data, change, given) as file:
+        launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)] if processes > 1 else []
+        start([*launcher, "-m", "training", "train", str(file), "--out", str(out_folder)])
+
+
+def evaluate(
+    bundle: BundleFolder,
+    data: Data,
+    successive: Annotated[bool, typer.Option("--successive", help="Every event of the test span is a target, not each user's last")] = False,
+    change: Set = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """A bundle beside the baselines on the newest part of a log: full ranking, slices, intervals; and the behavior task's report."""
+    with job(load(config), data, change, {}) as file:
+        start(["-m", "training", "evaluate", str(file), bundle, *(["--json"] if json else []), *(["--successive"] if successive else [])])
+
+
+def encode(
+    bundle: BundleFolder,
+    data: Data,
+    out_file: Annotated[Path, typer.Option("--out", help="Parquet or .jsonl, one user a row")],
+    config: Config = None,
+) -> None:
+    """Interest vectors of every user of a log, offline."""
+    with job(load(config), data, None, {}) as file:
+        start(["-m", "training", "encode", str(file), bundle, "--out", str(out_file)])
+
+
+def export(
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the new bundle")],
+    model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported again; without, the untrained one")] = None,
+    preset: str = "xs",
+    int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if the vectors change")] = False,
+    config: Config = None,
+) -> None:
+    """Write a bundle: an untrained encoder, or another form of a release."""
+    tower = load(config).encoding.tower
+    more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else [])]
+    start(["-m", "training.export", "--out", str(out_folder), "--preset", preset, "--tower", tower, *more])
+
+
+def world(
+    folder: Path,
+    events: Annotated[int, typer.Option(help="How many")] = 200_000,
+    users: int = 2000,
+    seed: int = 1,
+    days: Annotated[float, typer.Option(help="Time that they span, up to now")] = 30.0,
+    json: Json = False,
+) -> None:
+    """Write the synthetic world's events and items to a folder, with a settings file: data to train on."""
+    from streams.written import write_world
+
+    n = write_world(folder, events, users, seed, days)
+    print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,}, with currents.toml")
+
+
+@contextmanager
+def job(settings: Settings, data: str, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
+    """The job file of a training process. Raises SettingsError for a --set that is none."""
+    recipe = settings.training.model_dump(mode="json") | given
+    for pair in change or ():
+        key, eq, value = pair.partition("=")
+        if not eq or key not in recipe:
+            raise SettingsError(f"--set {pair}: want key=value with one of {', '.join(recipe)}")
+        try:
+            recipe[key] = jsonlib.loads(value)
+        except ValueError:
+            recipe[key] = value
+    with tempfile.TemporaryDirectory(prefix="currents-job-") as folder:
+        if data.split(":", maxsplit=1)[0] == "topic":
+            from streams.written import write_topic
+
+            write_topic(settings, data, Path(folder))
+            data = folder
+        row = {
+            "data": data,
+            "platforms": [p.model_dump(mode="json") for p in settings.platforms],
+            "tower": settings.encoding.tower,
+            "earliest_ms": settings.ingest.earliest_ms(),
+            "recipe": recipe,
+        }
+        path = Path(folder) / "job.json"
+        path.write_text(jsonlib.dumps(row))
+        yield path
+
+
+def start(arguments: list[str]) -> None:
+    """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra."""
+    if find_spec("torch") is None or find_spec("accelerate") is None:
+        raise SettingsError('training needs torch and its companions: pip install "currents[train]"')
+    process = subprocess.Popen([sys.executable, *arguments])
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (train, evaluate, encode, export, world):
+        app.command()(command)

@@ -1,0 +1,155 @@
+"""Logs from files, and the training commands on them."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from encoder.towers import load_tower
+from schemas.declaration import PlatformMapping
+from schemas.events import decode_event, encode_event
+from schemas.items import ItemVector, encode_item_vector
+from schemas.mapping import Mapper, Rejected
+from streams.written import EVENTS, ITEMS, write_world
+from training.job import Job
+from training.log import EventLog
+from training.sources import UNIFIED_EVENTS, UNIFIED_ITEMS, read_folder, read_unified
+from training.splits import DataError
+
+PLAIN = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True, topic="t", items_topic="i")
+TOWER = load_tower("static")
+ITEM_LINES = [orjson.dumps({"id": f"i{n}", "title": f"Green tea number {n}"}) for n in range(5)]
+START = 1_700_000_000_000
+EVENT_LINES = [
+    orjson.dumps({"account": f"u{n % 3}", "item": f"i{n % 5}", "behavior": "view", "time": START + n * 1000, "id": str(n)}) for n in range(30)
+]
+
+
+def put(folder: Path, events: list[bytes] = EVENT_LINES, items: list[bytes] | None = ITEM_LINES) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "shop.events.jsonl").write_bytes(b"\n".join(events))
+    if items is not None:
+        (folder / "shop.items.jsonl").write_bytes(b"\n".join(items))
+    return folder
+
+
+def read(folder: Path, warnings: list[str] | None = None) -> EventLog:
+    return read_folder(folder, [PLAIN], TOWER, 0, (warnings if warnings is not None else []).append)
+
+
+def test_forms_agree(tmp_path: Path) -> None:
+    """JSON lines, gzipped or not, Parquet, and the unified topic's bytes give the same log."""
+    plain = read(put(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    with gzip.open(tmp_path / "b" / "shop.events.jsonl.gz", "wb") as file:
+        file.write(b"\n".join(EVENT_LINES))
+    (tmp_path / "b" / "shop.items.jsonl").write_bytes(b"\n".join(ITEM_LINES))
+    (tmp_path / "c").mkdir()
+    for what, lines in (("events", EVENT_LINES), ("items", ITEM_LINES)):
+        parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in lines]), tmp_path / "c" / f"shop.{what}.parquet")
+    mapper = Mapper(PLAIN, 0, 0)
+    (tmp_path / "d").mkdir()
+    events = [mapper.events(line, "t", 0, n, 10**14) for n, line in enumerate(EVENT_LINES)]
+    assert not any(isinstance(e, Rejected) for e in events)
+    (tmp_path / "d" / UNIFIED_EVENTS).write_bytes(b"".join(encode_event(e) for found in events for e in found))  # type: ignore[union-attr]
+    vectors = TOWER.encode([f"Green tea number {n}" for n in range(5)]).astype("<f2")
+    rows = [ItemVector(f"shop:i{n}", "", (), TOWER.space_id, TOWER.dims, v.tobytes(), 0) for n, v in enumerate(vectors)]
+    (tmp_path / "d" / UNIFIED_ITEMS).write_bytes(b"".join(map(encode_item_vector, rows)))
+    assert (EVENTS, ITEMS) == (UNIFIED_EVENTS, UNIFIED_ITEMS)
+    for other in (read(tmp_path / "b"), read(tmp_path / "c"), read_unified(tmp_path / "d", {1: "shop"}, TOWER)):
+        assert other.rows.tobytes() == plain.rows.tobytes()
+        assert (other.users, other.catalogue.names) == (plain.users, plain.catalogue.names)
+        np.testing.assert_allclose(other.catalogue.table.vectors, plain.catalogue.table.vectors, atol=1e-3)
+
+
+def test_cut_topic(tmp_path: Path) -> None:
+    """Bytes of the unified topic that end in the middle of a value are refused."""
+    mapped = Mapper(PLAIN, 0, 0).events(EVENT_LINES[0], "t", 0, 0, 10**14)
+    assert not isinstance(mapped, Rejected)
+    data = encode_event(mapped[0])
+    assert decode_event(data) == mapped[0]
+    (tmp_path / UNIFIED_EVENTS).write_bytes(data + data[:-3])
+    (tmp_path / UNIFIED_ITEMS).write_bytes(b"")
+    with pytest.raises(DataError, match="cut at byte"):
+        read_unified(tmp_path, {1: "shop"}, TOWER)
+
+
+def test_bad_lines(tmp_path: Path) -> None:
+    """Single bad records are left out and told with line, reason and count; mostly bad ones are an error."""
+    told: list[str] = []
+    log = read(put(tmp_path / "a", [*EVENT_LINES, b"{", b'{"account": "u"}']), told)
+    assert len(log.rows) == 30
+    assert "2 records left out (not-json 1, no-item 1)" in told[0]
+    assert "shop.events.jsonl line 31: not-json" in told[0]
+    with pytest.raises(DataError, match="is the mapping right"):
+        read(put(tmp_path / "b", [b"{"] * 5))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"), [(None, "platform shop: has events but no items"), ([], "holds no items")], ids=["no file", "empty file"]
+)
+def test_no_items(tmp_path: Path, items: list[bytes] | None, message: str) -> None:
+    """A platform without items is refused by name."""
+    with pytest.raises(DataError, match=message):
+        read(put(tmp_path / "a", items=items))
+
+
+def test_no_data(tmp_path: Path) -> None:
+    """A folder that is not there, or holds nothing, is refused with what was wanted."""
+    with pytest.raises(DataError, match="no such folder"):
+        read(tmp_path / "none")
+    with pytest.raises(DataError, match=r"holds no events; want shop.events"):
+        read(tmp_path)
+
+
+def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=280, cwd=cwd, check=False)
+
+
+@pytest.mark.broker
+def test_commands(tmp_path: Path) -> None:
+    """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
+    write_world(tmp_path / "w", 12_000, 200, 1, 20)
+    config = ["--config", "w/currents.toml"]
+    small = ["--set", "dims=32", "--set", "max_len=16", "--set", "log_to=none"]
+    done = run("train", "w", "--out", "b", "--preset", "xs", "--epochs", "2", *small, *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told) == {"bundle", "version", "metrics"}
+    assert "<table>" in (tmp_path / "b.report.html").read_text()
+    done = run("evaluate", "b", "w", "--json", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean"]
+    assert set(result["behavior"]) == {"shop", "video", "news"}
+    done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
+    assert len(rows) == 200
+    assert np.linalg.norm(rows[0]["vector"]) == pytest.approx(1, abs=1e-3)
+    done = run("export", "--out", "c", "--model", "b", "--int8", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for arguments, message in (
+        (("train", "w", "--out", "b", *config), "b: exists; a release is never changed"),
+        (("train", "none", "--out", "d", *config), "none: no such folder"),
+        (("train", "w", "--out", "d", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
+        (("train", "w", "--out", "d", "--set", "speed=1", *config), "--set speed=1: want key=value"),
+        (("evaluate", "none", "w", *config), "bundle none: no such folder"),
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_job_is_whole() -> None:
+    """A job survives its own JSON."""
+    job = Job(data=Path("x"), platforms=(PLAIN,))
+    assert Job.model_validate_json(job.model_dump_json()) == job

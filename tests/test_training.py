@@ -1,0 +1,288 @@
+"""Examples, losses, metrics, the loop."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from encoder.features import UNKNOWN
+from encoder.model import MASK, SequenceEncoder
+from encoder.recipe import Recipe
+from schemas.windows import DTYPE, NO_DWELL
+from training import losses
+from training.batches import Batch, batch, epoch
+from training.evaluate import rank, report
+from training.finetune import train
+from training.log import EventLog, catalogue, event_log
+from training.metrics import METRICS, concentration, coverage, difference, ranked
+from training.scorers import decayed_mean, model_scores, popularity, recent_popularity
+from training.splits import DataError, Split, by_time, cases, held_out_users, leave_one_out
+
+ITEMS, DIMS = 60, 16
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps one state a process; every run here is a run of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+QUICK = Recipe(preset="xs", dims=16, max_len=8, epochs=1, batch_users=8, negatives=16, log_to="none", precision="no", threads=1, residual_min_count=1)
+
+
+def made_log(users: int = 40, seed: int = 0, ties: bool = False) -> EventLog:
+    """Users of two tastes on two platforms; each taste has its own items."""
+    r = np.random.default_rng(seed)
+    vectors = r.standard_normal((ITEMS, DIMS)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    codes = [1 + n % 2 for n in range(ITEMS)]
+    items = catalogue([f"p{c}:{n}" for n, c in enumerate(codes)], vectors, codes, {1: "p1", 2: "p2"})
+    lengths = r.integers(3, 20, users)
+    rows = np.zeros(int(lengths.sum()), DTYPE)
+    owner = np.repeat(np.arange(users), lengths)
+    chosen = 1 + (r.integers(0, ITEMS // 4, len(rows)) * 4 + (owner % 2) * 2 + r.integers(0, 2, len(rows)))
+    rows["item_key"], rows["platform"] = items.table.keys[chosen], items.platform[chosen]
+    rows["ts_ms"] = 1_700_000_000_000 + r.integers(0, 50 if ties else 30 * 86_400_000, len(rows))
+    rows["event_id"], rows["dwell_ds"] = np.arange(len(rows)), NO_DWELL
+    rows["behavior"], rows["value"] = r.integers(1, 6, len(rows)), np.where(r.random(len(rows)) < 0.5, r.normal(3, 1, len(rows)), np.nan)
+    return event_log([f"u{n}" for n in owner], rows, items)
+
+
+def everything(log: EventLog) -> Split:
+    some = cases(log, np.zeros(0, np.int64))
+    return Split(log.bounds[:-1], log.bounds[1:], some, some)
+
+
+@given(st.integers(0, 1000), st.sampled_from(["next", "all-action"]), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_no_leak(seed: int, targets: str, ties: bool) -> None:
+    """No input of an example holds anything at or after its target's time, and a target is something that the user did within the horizon."""
+    log = made_log(12, seed, ties)
+    recipe = QUICK.model_copy(update={"targets": targets, "drop_event": 0.3})
+    split = everything(log)
+    for n, users in enumerate(epoch(log, split, recipe, seed)):
+        made = batch(log, split, recipe, users, (seed, n))
+        for b, user in enumerate(users.tolist()):
+            own = log.rows[log.bounds[user] : log.bounds[user + 1]]
+            rows = log.items[log.bounds[user] : log.bounds[user + 1]]
+            length = int(made.inputs["lengths"][b])
+            ts = absolute(made, b, own, rows)
+            for t in range(length):
+                if made.target[b, t] != UNKNOWN:
+                    later = own["ts_ms"][rows == made.target[b, t]]
+                    assert (later > ts[t]).any()
+                    if targets == "all-action":
+                        assert ((later > ts[t]) & (later <= ts[t] + 14 * 86_400_000)).any()
+            assert (made.target[b, length:] == UNKNOWN).all() or targets == "all-action"
+
+
+def absolute(made: Batch, b: int, own: np.ndarray, rows: np.ndarray) -> list[int]:
+    """Times of the inputs of one example: seconds are relative to its first event, which is found by its item."""
+    seconds = made.inputs["seconds"][b]
+    items = made.inputs["items"][b]
+    for first in own["ts_ms"][rows == items[0]].tolist():
+        times = [first + round(1000 * float(s)) for s in seconds[: made.inputs["lengths"][b]]]
+        if all(np.abs(own["ts_ms"][rows == i] - t).min(initial=10**12) < 300 for i, t in zip(items.tolist(), times, strict=False)):
+            return times
+    raise AssertionError("an input that the user never did")
+
+
+def test_hidden() -> None:
+    """Where behavior and value are to be predicted, the model sees neither."""
+    log = made_log()
+    split = everything(log)
+    made = batch(log, split, QUICK, np.arange(20), (1,))
+    assert made.hidden.any()
+    assert (made.inputs["behavior"][made.hidden] == MASK).all()
+    assert not made.inputs["numeric"][made.hidden][:, [0, 2]].any()
+    assert (made.behavior[made.hidden] > 0).all()
+    assert (made.inputs["behavior"][~made.hidden] != MASK).all()
+
+
+def test_chance_is_seeded() -> None:
+    """The same seed, epoch and batch give the same example; another epoch gives another."""
+    log = made_log()
+    split = everything(log)
+    a, b, c = (batch(log, split, QUICK, np.arange(10), s) for s in ((1, 2), (1, 2), (1, 3)))
+    assert a.inputs["items"].tobytes() == b.inputs["items"].tobytes()
+    assert a.inputs["items"].tobytes() != c.inputs["items"].tobytes()
+    first, again, second = (epoch(log, split, QUICK, n) for n in (0, 0, 1))
+    assert [x.tolist() for x in first] == [x.tolist() for x in again] != [x.tolist() for x in second]
+    assert sorted(np.concatenate(first).tolist()) == list(range(40))
+
+
+def test_time_split() -> None:
+    """Training events are before every validation target, those before every test target; inputs are strictly before their target."""
+    log = made_log()
+    split = by_time(log, 0.2, 0.2)
+    ts = log.rows["ts_ms"]
+    newest = ts[split.trained(len(ts))].max()
+    assert newest < ts[split.valid.target].min() <= ts[split.valid.target].max() < ts[split.test.target].min()
+    for some in (split.valid, split.test, by_time(log, 0.2, 0.2, successive=True).test):
+        assert (ts[some.end - 1] < ts[some.target]).all()
+        assert (log.starts[some.target] == some.begin).all()
+
+
+def test_leave_one_out() -> None:
+    """Each user's last two events are held out, and trained on by nobody."""
+    log = made_log()
+    split = leave_one_out(log)
+    held = np.concatenate([split.valid.target, split.test.target])
+    assert not split.trained(len(log.rows))[held].any()
+    assert (split.test.target == log.bounds[1:] - 1).sum() == len(split.test)
+    with pytest.raises(DataError, match=r"too few events: \d+ (validation|training)"):
+        leave_one_out(made_log(5))
+
+
+def test_losses_by_hand() -> None:
+    """Full softmax, and sampled softmax with logQ when every item is drawn as often as expected, are the same cross-entropy."""
+    r = torch.manual_seed(0)
+    users, items = F.normalize(torch.randn(5, 8, generator=r), dim=1), F.normalize(torch.randn(9, 8, generator=r), dim=1)
+    target, tau, weight = torch.tensor([0, 3, 8, 3, 1]), torch.tensor(0.1), torch.full((5,), 0.2)
+    want = F.cross_entropy(users @ items.T / 0.1, target)
+    torch.testing.assert_close(losses.retrieval(users, target, items, tau, weight), want)
+    hits = torch.arange(9)[None] == target[:, None]
+    torch.testing.assert_close(losses.sampled_retrieval(users, items[target], items, torch.zeros(9), hits, tau, weight), want)
+    twice = torch.arange(9).repeat(2)
+    hits, expected = twice[None] == target[:, None], torch.full((18,), math.log(2))
+    doubled = losses.sampled_retrieval(users, items[target], items[twice], expected, hits, tau, weight)
+    torch.testing.assert_close(doubled, want)
+    torch.testing.assert_close(losses.value(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.5])), torch.tensor(3.0))
+    torch.testing.assert_close(losses.classes(torch.zeros(2), torch.tensor([0, 1]), torch.ones(2)), torch.tensor(2 * math.log(2)))
+
+
+def test_metrics_by_hand() -> None:
+    """Ranks with ties, exclusions and few items; coverage and concentration."""
+    scores = np.array([[0.9, 0.5, 0.5, 0.1], [1, 1, 1, 1], [0.9, 0.5, 0.4, 0.1]], np.float32)
+    allowed = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]], bool)
+    found, top = ranked(scores, np.array([2, 3, 1]), allowed)
+    assert found.tolist() == [3, 4, 1]
+    assert top.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3, -1]]
+    assert METRICS["ndcg@10"](np.array([1, 3, 11])).tolist() == [1.0, 0.5, 0.0]
+    assert coverage(np.array([[0, 1], [1, -1]]), 4) == 0.5
+    assert concentration(np.array([[0, 1], [0, 2]]), 10) == 0.5
+    assert difference(np.array([1, 20]), np.array([20, 20]), "hr@10")["mean"] == 0.5
+
+
+@pytest.mark.parametrize("k", [10, 50])
+def test_metrics_beside_torchmetrics(k: int) -> None:
+    """Hit rate, NDCG and MRR agree with torchmetrics."""
+    from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg, retrieval_reciprocal_rank
+
+    r = np.random.default_rng(k)
+    scores, target = r.random((30, 200)).astype(np.float32), r.integers(0, 200, 30)
+    found, _ = ranked(scores, target, np.ones_like(scores, bool))
+    for row, t, place in zip(torch.from_numpy(scores), target, found, strict=True):
+        relevant = torch.arange(200) == t
+        assert float(place <= k) == float(retrieval_hit_rate(row, relevant, top_k=k))
+        if k == 10:
+            assert METRICS["ndcg@10"](np.array([place]))[0] == pytest.approx(float(retrieval_normalized_dcg(row, relevant, top_k=10)), abs=1e-6)
+        assert 1 / place == pytest.approx(float(retrieval_reciprocal_rank(row, relevant)), abs=1e-6)
+
+
+def test_popularity_in_time() -> None:
+    """Recent popularity counts what happened in the span before a target, and nothing at or after it."""
+    log = made_log()
+    some = leave_one_out(log).test
+    scores = recent_popularity(3_600_000_000)(log, some)
+    for row, target in zip(scores, some.target, strict=True):
+        assert row.sum() == (log.rows["ts_ms"] < log.rows["ts_ms"][target]).sum()
+
+
+PINNED = [11.509380, 9.722086, 9.492187, 12.121798]
+
+
+def test_four_steps(tmp_path: Path) -> None:
+    """Four steps of the real recipe give the losses that they always gave."""
+    log = made_log()
+    out = train(log, leave_one_out(log), QUICK.model_copy(update={"batch_users": 12}), tmp_path)
+    assert out.losses[:4] == pytest.approx(PINNED, abs=1e-4)
+
+
+def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run killed between two steps goes on with the losses of the unbroken one."""
+    log = made_log()
+    split, recipe = leave_one_out(log), QUICK.model_copy(update={"epochs": 2, "checkpoint_steps": 2})
+    whole = train(log, split, recipe, tmp_path / "whole").losses
+
+    class Killed(Exception):
+        pass
+
+    count = 0
+
+    def killed(*arguments: object) -> Batch:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise Killed
+        return batch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("training.finetune.batch", killed)
+    with pytest.raises(Killed):
+        train(log, split, recipe, tmp_path / "broken")
+    monkeypatch.setattr("training.finetune.batch", batch)
+    rest = train(log, split, recipe, tmp_path / "broken").losses
+    assert rest == pytest.approx(whole[2:], abs=1e-5)
+
+
+def test_learns(tmp_path: Path) -> None:
+    """Trained on users who keep to their taste it beats popularity; on shuffled items it stays at chance."""
+    more = {"epochs": 12, "max_len": 20, "lr": 3e-3, "batch_users": 32, "negatives": 0, "dropout": 0.0, "residual_dropout": 0.0, "ema": 0.9}
+    recipe = QUICK.model_copy(update=more)
+    log = made_log(400)
+    r = np.random.default_rng(0)
+    items = log.items.copy()
+    for code in (1, 2):
+        own = np.flatnonzero(log.catalogue.platform[log.items] == code)
+        items[own] = r.permutation(items[own])
+    shuffled = replace(log, items=items)
+    hits = {}
+    for name, data in (("true", log), ("shuffled", shuffled)):
+        split = leave_one_out(data)
+        out = train(data, split, recipe, tmp_path / name)
+        hits[name] = float((rank(model_scores(out.model, data, out.residual), data, split.test).rank <= 10).mean())
+        hits[name + " popularity"] = float((rank(popularity(data.counts(split.trained(len(data.rows)))), data, split.test).rank <= 10).mean())
+    chance = 10 / (ITEMS / 2 - 5)
+    assert hits["true"] > 1.5 * hits["true popularity"]
+    assert abs(hits["shuffled"] - chance) < 0.12
+
+
+@pytest.mark.parametrize("change", [
+    {"adapter": "lora"}, {"adapter": "adalora"}, {"freeze": ("body.*", "residual*")}, {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2},
+    {"content": False}, {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
+])  # fmt: skip
+def test_switches(tmp_path: Path, change: dict[str, object]) -> None:
+    """Every switch of the recipe trains, and what is frozen stays."""
+    log = made_log()
+    torch.manual_seed(0)
+    out = train(log, leave_one_out(log), QUICK.model_copy(update=change), tmp_path)
+    assert np.isfinite(out.losses).all()
+    assert type(out.model) is SequenceEncoder
+    assert not any("lora" in name for name, _ in out.model.named_parameters())
+    if "freeze" in change:
+        assert not out.model.residual.weight.any()
+
+
+def test_bad_pattern(tmp_path: Path) -> None:
+    """A pattern that freezes nothing is an error that says what there is."""
+    log = made_log()
+    with pytest.raises(DataError, match=r"'bodi\.\*' names no parameter; there are .*body\.\*"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("bodi.*",)}), tmp_path)
+
+
+def test_report() -> None:
+    """A report has every slice with its number of cases, and the decayed mean is found in it."""
+    log = made_log()
+    some = np.zeros(40, bool)
+    some[:25] = True
+    split = held_out_users(log, ~some, some)
+    found = report(rank(decayed_mean(), log, split.test), log, split, split.test)
+    assert found["all"]["cases"] == 25 == found["platform p1"]["cases"] + found["platform p2"]["cases"]
+    assert 0 <= found["all"]["hr@10"]["low"] <= found["all"]["hr@10"]["mean"] <= found["all"]["hr@10"]["high"] <= 1

@@ -1,0 +1,115 @@
+"""The training process: `currents train`, `evaluate` and `encode` start it with a job file."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from encoder.bundle import BundleError
+from encoder.runtime import load_encoder
+from encoder.towers import TowerError
+from training.job import Job
+from training.splits import DataError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+JobFile = Annotated[Path, typer.Argument(help="JSON of training.job.Job")]
+Out = Annotated[Path, typer.Option(help="Folder of the new bundle")]
+
+
+def say(text: str) -> None:
+    """A line on stderr, from the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        err.print(text, markup=False)
+
+
+@app.command()
+def train(job_file: JobFile, out: Out, work: Annotated[Path | None, typer.Option(help="Checkpoints and logs; OUT.run by default")] = None) -> None:
+    """Train, evaluate against the baselines, export."""
+    from training.run import train_and_export
+
+    job = read(job_file)
+    if out.exists():
+        raise BundleError(f"{out}: exists; a release is never changed, choose another folder")
+    folder = work or out.with_name(out.name + ".run")
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle = train_and_export(job, out, folder, say)
+    if bundle is not None:
+        say(f"{bundle.folder}: {bundle.manifest.version}")
+        print(json.dumps({"bundle": str(bundle.folder), "version": bundle.manifest.version, "metrics": bundle.manifest.metrics}))
+
+
+@app.command()
+def evaluate(
+    job_file: JobFile,
+    bundle: str,
+    json_lines: Annotated[bool, typer.Option("--json")] = False,
+    successive: Annotated[bool, typer.Option(help="Every event of the test span is a target, not each user's last")] = False,
+) -> None:
+    """A bundle, or `baseline`, beside the baselines on the newest part of a log."""
+    from training.run import evaluated, show
+
+    result = evaluated(read(job_file), bundle, successive, say)
+    if json_lines:
+        print(json.dumps(result))
+    else:
+        show(result)
+
+
+@app.command()
+def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(help="Parquet, or .jsonl: one user a row")]) -> None:
+    """Interest vectors of every user of a log, offline, by the encoder that a worker would run."""
+    from encoder.features import featurize
+    from schemas.windows import VERSION
+
+    job = read(job_file)
+    log, tower = job.load(say)
+    encoder = load_encoder(bundle, tower.space_id, tower.dims)
+    rows: list[dict[str, Any]] = []
+    for a in range(0, len(log.users), 1024):
+        users = range(a, min(a + 1024, len(log.users)))
+        windows = [VERSION + log.rows[max(log.bounds[u], log.bounds[u + 1] - encoder.max_len) : log.bounds[u + 1]].tobytes() for u in users]
+        vectors = encoder.encode(featurize(windows, log.catalogue.table, encoder.max_len), log.catalogue.table)
+        last = log.rows["ts_ms"][log.bounds[a + 1 : users.stop + 1] - 1].tolist()
+        rows += [
+            {"user_id": log.users[u], "last_event_at": t, "encoder_version": encoder.version, "space_id": encoder.space_id, "vector": v.tolist()}
+            for u, t, v in zip(users, last, vectors, strict=True)
+        ]
+    if out.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    else:
+        with out.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    say(f"{out}: {len(rows)} users")
+
+
+def read(path: Path) -> Job:
+    """The job. Raises DataError."""
+    try:
+        return Job.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{'.'.join(map(str, first['loc']))} = {first['input']!r:.100}: {first['msg']}") from None
+
+
+def main() -> None:
+    """Run; a user's mistake is one line on stderr and exit status 1."""
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        app()
+    except (DataError, BundleError, TowerError, OSError) as error:
+        err.print(f"currents: {error}", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

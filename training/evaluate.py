@@ -1,0 +1,64 @@
+"""Full ranking of the target's platform for held-out next actions, point in time: every model sees what was known before the target, nothing later.
+
+Policy: candidates are all items of the target's platform; those already in the user's history are left out, but the target itself stays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from training.log import EventLog
+from training.metrics import concentration, coverage, ranked, slices, summary
+from training.splits import Cases, Split
+
+CHUNK = 256
+Score = Callable[[EventLog, Cases], np.ndarray]
+"""A model: (log, b cases) -> (b, N) scores of every row of the catalogue, higher first."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a model made of n cases."""
+
+    rank: np.ndarray
+    """(n,) from 1."""
+    top: np.ndarray
+    """(n, TOP) rows of the catalogue, -1 where there are fewer."""
+
+
+def rank(score: Score, log: EventLog, some: Cases, candidates: np.ndarray | None = None) -> Ranked:
+    """Rank the target of every case; `candidates` (N,) narrows what may be ranked."""
+    platform = log.catalogue.platform
+    ranks, tops = [np.zeros(0, np.int64)], []
+    for a in range(0, len(some), CHUNK):
+        part = some.take(np.arange(a, min(a + CHUNK, len(some))))
+        target = log.items[part.target]
+        allowed = platform[None, :] == platform[target][:, None]
+        if candidates is not None:
+            allowed &= candidates[None, :]
+        for i, (x, y) in enumerate(zip(part.begin, part.end, strict=True)):
+            allowed[i, log.items[x:y]] = False
+        allowed[np.arange(len(part)), target] = True
+        r, top = ranked(score(log, part), target, allowed)
+        ranks.append(r)
+        tops.append(top)
+    return Ranked(np.concatenate(ranks), np.concatenate(tops) if tops else np.zeros((0, 1), np.int64))
+
+
+def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str, Any]:
+    """Slice -> number of cases, metrics with intervals, coverage and concentration."""
+    target = log.items[some.target]
+    counts = log.counts(split.trained(len(log.rows)))
+    user = np.searchsorted(log.bounds, some.target, "right") - 1
+    trained = (split.end - split.begin)[user]
+    platform = log.catalogue.platform[target]
+    out: dict[str, Any] = {}
+    for name, mask in slices(target, counts, trained, platform, log.catalogue.platforms).items():
+        if mask.any():
+            items = int(np.isin(log.catalogue.platform, np.unique(platform[mask])).sum())
+            top = found.top[mask]
+            shown = {"coverage@10": coverage(top, items), "concentration@10": concentration(top, items)}
+            out[name] = {"cases": int(mask.sum()), **summary(found.rank[mask]), **shown}
+    return out

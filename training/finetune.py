@@ -1,0 +1,240 @@
+"""The training loop: what the recipe asks for, resumable at any step, on one process or several (accelerate)."""
+
+import copy
+import fnmatch
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from rich.progress import Progress
+from torch.optim.swa_utils import AveragedModel
+from transformers import get_scheduler
+
+from encoder.model import PLATFORMS, SequenceEncoder, preset, untouched
+from encoder.recipe import Recipe
+from training.adapters import adapt, adaptation, merged
+from training.batches import batch, epoch
+from training.evaluate import rank
+from training.log import EventLog
+from training.metrics import METRICS
+from training.objective import Objective, Sampler, arrays
+from training.scorers import model_scores
+from training.splits import DataError, Split
+
+log = logging.getLogger("currents.training")
+VALIDATION_CASES = 2000
+STATE = "loop.json"
+
+
+@dataclass
+class Loop:
+    """Where a run is; stored with every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    """Batches of this epoch that are done."""
+    best: float = -1.0
+    best_epoch: int = -1
+    history: "list[dict[str, float]]" = None  # type: ignore[assignment]
+    """One row an epoch: mean losses and the validation metric."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best encoder of a run."""
+
+    model: SequenceEncoder
+    residual: np.ndarray
+    """(N,) row of each catalogue item among the ID residuals, 0 for none."""
+    history: list[dict[str, float]]
+    losses: list[float]
+    """Of every step of this process, since it was started or resumed."""
+
+
+def train(
+    data: EventLog, split: Split, recipe: Recipe, folder: Path, start: SequenceEncoder | None = None, note: Callable[[str], None] = log.info
+) -> Trained:
+    """Train to the end, or go on from what is in `folder`. Raises DataError for data that cannot be trained on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(recipe.threads or torch.get_num_threads())
+    accelerator = Accelerator(
+        mixed_precision=recipe.precision,
+        gradient_accumulation_steps=recipe.accumulate,
+        log_with=None if recipe.log_to == "none" else recipe.log_to,
+        project_dir=str(folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    set_seed(recipe.seed)
+    counts = data.counts(split.trained(len(data.rows)))
+    residual = residual_rows(counts, recipe)
+    encoder = fresh(data, split, recipe, residual) if start is None else start
+    encoder = adapt(encoder, recipe)
+    objective = Objective(encoder, recipe, data, counts, residual)
+    freeze(objective, recipe)
+    sampler = Sampler(counts, data.catalogue.platform, recipe.negatives, recipe.negatives_power, recipe.logq)
+    per_epoch = math.ceil(len(epoch(data, split, recipe, 0)) / accelerator.num_processes)
+    if not per_epoch:
+        raise DataError("no user has two training events")
+    steps = math.ceil(per_epoch / recipe.accumulate) * recipe.epochs
+    optimizer = optimizer_of(objective, recipe)
+    scheduler = get_scheduler("cosine_with_min_lr", optimizer, round(recipe.warmup * steps), steps, scheduler_specific_kwargs={"min_lr_rate": 0.1})
+    average = AveragedModel(objective.encoder, multi_avg_fn=warmed_up(recipe.ema))
+    average.requires_grad_(False)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    accelerator.register_for_checkpointing(average, scheduler)
+    loop = Loop(history=[])
+    checkpoint, best = folder / "checkpoint", folder / "best"
+    if (checkpoint / STATE).exists():
+        accelerator.load_state(str(checkpoint))
+        loop = Loop(**json.loads((checkpoint / STATE).read_text()))
+        note(f"going on at epoch {loop.epoch}, step {loop.step}")
+    if recipe.log_to != "none":
+        accelerator.init_trackers("currents", {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe.model_dump().items()})
+    seen: list[float] = []
+
+    def save() -> None:
+        """All or nothing: a new folder takes the old one's place."""
+        accelerator.wait_for_everyone()
+        stage = folder / "checkpoint.new"
+        if accelerator.is_main_process:
+            shutil.rmtree(stage, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(stage))
+        if accelerator.is_main_process:
+            (stage / STATE).write_text(json.dumps(vars(loop)))
+            old = folder / "checkpoint.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if checkpoint.exists():
+                checkpoint.rename(old)
+            stage.rename(checkpoint)
+            shutil.rmtree(old, ignore_errors=True)
+
+    valid = split.valid if len(split.valid) <= VALIDATION_CASES else split.valid.take(
+        np.sort(np.random.default_rng(recipe.seed).choice(len(split.valid), VALIDATION_CASES, replace=False))
+    )  # fmt: skip
+    with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
+        while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
+            batches = epoch(data, split, recipe, loop.epoch)
+            batches += batches[: -len(batches) % accelerator.num_processes]
+            mine = batches[accelerator.process_index :: accelerator.num_processes]
+            bar = progress.add_task(f"epoch {loop.epoch + 1}", total=len(mine), completed=loop.step)
+            wrapped.train()
+            totals: dict[str, float] = {}
+            for step in range(loop.step, len(mine)):
+                number = (recipe.seed, loop.epoch, step * accelerator.num_processes + accelerator.process_index)
+                torch.manual_seed(hash(number) & 0x7FFFFFFF)  # dropout too is the same after a resumption
+                tensors, negatives = arrays(batch(data, split, recipe, mine[step], number), sampler.draw((*number, 1)))
+                tensors = {k: v.to(accelerator.device) for k, v in tensors.items()}
+                negatives = {k: (a.to(accelerator.device), b.to(accelerator.device)) for k, (a, b) in negatives.items()}
+                with accelerator.accumulate(wrapped), accelerator.autocast():
+                    parts = wrapped(tensors, negatives)
+                    loss = parts["loss"] + adaptation(encoder, recipe)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    scheduler.step()
+                    average.update_parameters(encoder)
+                seen.append(float(loss.detach()))
+                for name, part in parts.items():
+                    totals[name] = totals.get(name, 0.0) + float(part.detach())
+                loop.step = step + 1
+                progress.update(bar, completed=loop.step)
+                if loop.step % recipe.checkpoint_steps == 0 and loop.step < len(mine):
+                    save()
+            progress.remove_task(bar)
+            model = average.module
+            found = rank(model_scores(model, data, residual), data, valid)
+            metric = float(METRICS["ndcg@10"](found.rank).mean())
+            row = {k: v / max(len(mine), 1) for k, v in totals.items()} | {"valid_ndcg@10": metric, "valid_hr@10": float((found.rank <= 10).mean())}
+            loop.history.append(row)
+            accelerator.log(row, step=loop.epoch)
+            note(f"epoch {loop.epoch + 1}/{recipe.epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
+            if metric > loop.best:
+                loop.best, loop.best_epoch = metric, loop.epoch
+                if accelerator.is_main_process:
+                    torch.save(model.state_dict(), folder / "best.new")
+                    (folder / "best.new").rename(best)
+            loop.epoch, loop.step = loop.epoch + 1, 0
+            save()
+    accelerator.end_training()
+    final = copy.deepcopy(average.module).cpu()
+    if best.exists():
+        final.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    return Trained(merged(final, recipe).eval(), residual, loop.history, seen)
+
+
+def residual_rows(counts: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """(N,) training events of each item -> (N,) row of its ID residual: 1, 2, … for items with enough events, 0 for the rest."""
+    enough = counts >= recipe.residual_min_count if recipe.residuals else np.zeros(len(counts), bool)
+    return np.where(enough, enough.cumsum(), 0).astype(np.int64)
+
+
+def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) -> SequenceEncoder:
+    """The untrained encoder of a recipe, which equals the baseline; it knows how the platforms' values are spread."""
+    same = {k: getattr(recipe, k) for k in (
+        "dims", "max_len", "dropout", "content", "platform", "behavior", "time", "distance", "start_at_mean", "residual_dropout")}  # fmt: skip
+    config = preset(recipe.preset, data.catalogue.table.dims, residuals=int(residual.max(initial=0)), **same)
+    if recipe.body:
+        from encoder.pretrained import with_pretrained_body
+
+        encoder = with_pretrained_body(config, recipe.body)
+    else:
+        encoder = SequenceEncoder(config)
+    if not recipe.content:
+        torch.nn.init.normal_(encoder.residual.weight[1:], std=0.02)
+    rows = data.rows[split.trained(len(data.rows))]
+    for code in range(PLATFORMS):
+        values = rows["value"][(rows["platform"] == code) & np.isfinite(rows["value"])]
+        if len(values):
+            encoder.value_mean[code], encoder.value_scale[code] = float(values.mean()), max(float(values.std()), 1e-3)
+    return encoder
+
+
+def freeze(objective: Objective, recipe: Recipe) -> None:
+    """Freeze the parameters that a pattern names. Raises DataError for a pattern that names none."""
+    names = dict(objective.encoder.named_parameters())
+    for pattern in recipe.freeze:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise DataError(
+                f"training.freeze: {pattern!r} names no parameter; there are {', '.join(sorted({n.split('.')[0] + '.*' for n in names}))}"
+            )
+        for name in found:
+            names[name].requires_grad_(False)
+
+
+def optimizer_of(objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or SGD; no decay on norms, biases and embeddings, its own on the ID residuals."""
+    spared = {f"encoder.{n}" for n in untouched(objective.encoder)}
+    groups: dict[float, list[Any]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            decay = recipe.residual_decay if name.endswith("residual.weight") else 0.0 if name in spared else recipe.weight_decay
+            groups.setdefault(decay, []).append(parameter)
+    parameters = [{"params": p, "weight_decay": d} for d, p in groups.items()]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(parameters, lr=recipe.lr, fused=True)
+
+
+def warmed_up(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], Any], None]:
+    """An exponential average that forgets the first steps faster: decay min(decay, (1 + t) / (10 + t))."""
+
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], n: Any) -> None:
+        t = int(n)
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + t) / (10 + t)))
+
+    return update

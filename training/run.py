@@ -1,0 +1,139 @@
+"""What the commands do: train and export, evaluate beside the baselines, show."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
+from encoder.model import SequenceEncoder
+from encoder.recipe import Recipe
+from training.evaluate import Ranked, Score, rank, report
+from training.export import export
+from training.finetune import fresh, residual_rows, train
+from training.job import Job
+from training.log import EventLog
+from training.metrics import difference
+from training.report import write_report
+from training.scorers import decayed_mean, model_scores, popularity, recent_popularity
+from training.splits import Cases, Split, by_time
+from training.tagging import tags
+
+Say = Callable[[str], None]
+
+
+def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | None:
+    """Train, compare with what there was before, export, write the report. None on all processes but the first."""
+    log, tower = job.load(say)
+    split = job.split(log)
+    counts = log.counts(split.trained(len(log.rows)))
+    residual = residual_rows(counts, job.recipe)
+    start = warm(open_bundle(Path(job.recipe.start)), log, split, job.recipe, residual) if job.recipe.start else None
+    say(f"{len(log.rows)} events of {len(log.users)} users on {log.catalogue.size - 1} items")
+    say(f"{len(split.valid)} validation and {len(split.test)} test targets")
+    trained = train(log, split, job.recipe, folder, start, say)
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    models = {"before": before(job, log, split), "trained": model_scores(trained.model, log, trained.residual), **baselines(counts)}
+    found = {name: rank(score, log, split.test) for name, score in models.items()}
+    results = compared(found, log, split, split.test)
+    metrics = {k: round(v["mean"], 4) for k, v in results["models"]["trained"]["all"].items() if isinstance(v, dict)}
+    keys = log.catalogue.table.keys[np.flatnonzero(trained.residual)]
+    bundle = export(trained.model, out, tower.space_id, job.recipe.preset, keys, metrics)
+    write_report(out.with_name(out.name + ".report.html"), bundle.manifest.version, results, trained.history, job.recipe)
+    return bundle
+
+
+def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) -> SequenceEncoder:
+    """A new encoder with a release's weights; ID residuals go along by item key. Raises BundleError where it cannot be read."""
+    if WEIGHTS not in bundle.manifest.files:
+        raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, so training cannot go on from it")
+    old = SequenceEncoder.from_pretrained(str(bundle.folder))
+    if old.config.item_dims != log.catalogue.table.dims:
+        raise BundleError(f"bundle {bundle.folder}: reads vectors of {old.config.item_dims} dims, the tower makes {log.catalogue.table.dims}")
+    encoder = fresh(log, split, recipe, residual)
+    state = {k: v for k, v in old.state_dict().items() if k != "residual.weight"}
+    try:
+        encoder.load_state_dict(state, strict=False)
+    except RuntimeError:
+        raise BundleError(f"bundle {bundle.folder}: is of another shape than training.preset = {recipe.preset!r}, dims = {recipe.dims}") from None
+    keys = np.load(bundle.folder / RESIDUALS)["keys"]
+    rows = log.catalogue.table.index(keys)
+    to = residual[rows]
+    with torch.no_grad():
+        encoder.residual.weight[to[to > 0]] = old.residual.weight[1:][torch.from_numpy(to > 0)]
+    return encoder
+
+
+def before(job: Job, log: EventLog, split: Split) -> Score:
+    """The encoder that training started from: a release, or the baseline."""
+    return bundle_scores(Path(job.recipe.start), log) if job.recipe.start else decayed_mean(job.recipe.max_len)
+
+
+def bundle_scores(folder: Path, log: EventLog) -> Score:
+    """A release on torch."""
+    model = SequenceEncoder.from_pretrained(str(folder))
+    keys = np.load(folder / RESIDUALS)["keys"]
+    rows = log.catalogue.table.index(keys)
+    residual = np.zeros(log.catalogue.size, np.int64)
+    residual[rows] = np.arange(1, len(keys) + 1)
+    residual[0] = 0
+    return model_scores(model, log, residual)
+
+
+def baselines(counts: np.ndarray) -> dict[str, Score]:
+    """What a trained encoder must beat: popularity, popularity of the last 7 days, the decayed mean."""
+    return {"popularity": popularity(counts), "popularity, 7 days": recent_popularity(), "decayed mean": decayed_mean()}
+
+
+def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cases) -> dict[str, Any]:
+    """Every model's report, and its paired difference to the decayed mean."""
+    return {
+        "cases": len(some),
+        "policy": "all items of the target's platform are ranked; those already in the history are left out, the target stays",
+        "models": {name: report(r, log, split, some) for name, r in found.items()},
+        "hr@10 over the decayed mean": {name: difference(r.rank, found["decayed mean"].rank, "hr@10") for name, r in found.items()},
+    }
+
+
+def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, Any]:
+    """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged."""
+    log, tower = job.load(say)
+    split = by_time(log, job.recipe.valid_share, job.recipe.test_share, True) if successive and job.recipe.split == "time" else job.split(log)
+    models = baselines(log.counts(split.trained(len(log.rows))))
+    extra: dict[str, Any] = {}
+    if bundle != "baseline":
+        opened = open_bundle(Path(bundle))
+        if opened.manifest.item_space_id != tower.space_id:
+            raise BundleError(f"bundle {bundle}: item_space_id = {opened.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
+        models = {opened.manifest.version: bundle_scores(opened.folder, log), **models}
+        extra["behavior"] = tags(SequenceEncoder.from_pretrained(bundle), log, split.test)
+    found = {name: rank(score, log, split.test) for name, score in models.items()}
+    return {**compared(found, log, split, split.test), **extra}
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Tables on the terminal: models by slice, then the behavior tags."""
+    console = Console()
+    for part in next(iter(result["models"].values())):
+        table = Table(title=f"{part}, {next(iter(result['models'].values()))[part]['cases']} cases", title_justify="left")
+        for column in ("model", "HR@10", "95 %", "NDCG@10", "Recall@50", "MRR", "coverage@10", "concentration@10"):
+            table.add_column(column)
+        for name, slices in result["models"].items():
+            r = slices[part]
+            hr = r["hr@10"]
+            cells = [r["ndcg@10"]["mean"], r["recall@50"]["mean"], r["mrr"]["mean"], r["coverage@10"], r["concentration@10"]]
+            table.add_row(name, f"{hr['mean']:.4f}", f"{hr['low']:.4f}–{hr['high']:.4f}", *(f"{c:.4f}" for c in cells))
+        console.print(table)
+    for platform, rows in result.get("behavior", {}).items():
+        table = Table(title=f"behavior of each event, its own hidden: {platform}", title_justify="left")
+        for column in ("behavior", "precision", "recall", "f1", "events"):
+            table.add_column(column)
+        for name, r in rows.items():
+            table.add_row(name, *(f"{r[k]:.3f}" for k in ("precision", "recall", "f1-score")), str(int(r["support"])))
+        console.print(table)

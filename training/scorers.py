@@ -1,0 +1,76 @@
+"""Models as evaluation sees them: cases in, scores of the whole catalogue out. Encoders, and the baselines that they must beat."""
+
+import numpy as np
+import torch
+
+from encoder.baseline import Baseline
+from encoder.features import Features, model_inputs, padded
+from encoder.model import SequenceEncoder
+from training.evaluate import Score
+from training.log import EventLog
+from training.splits import Cases
+
+WEEK_MS = 7 * 86_400_000
+
+
+def popularity(counts: np.ndarray) -> Score:
+    """The same (N,) counts for everybody."""
+    return lambda log, some: np.broadcast_to(counts.astype(np.float32), (len(some), len(counts)))
+
+
+def recent_popularity(span_ms: int = WEEK_MS) -> Score:
+    """How often each item was acted on, by anybody, in the span before the target."""
+
+    def score(log: EventLog, some: Cases) -> np.ndarray:
+        order = np.argsort(log.rows["ts_ms"], kind="stable")
+        ts = log.rows["ts_ms"][order]
+        at = log.rows["ts_ms"][some.target]
+        low, high = np.searchsorted(ts, at - span_ms), np.searchsorted(ts, at)
+        n = log.catalogue.size
+        return np.stack([np.bincount(log.items[order[a:b]], minlength=n) for a, b in zip(low, high, strict=True)]).astype(np.float32)
+
+    return score
+
+
+def newest(log: EventLog, some: Cases, max_len: int, skip: int = 0) -> Features:
+    """The newest max_len events of each case's input, but for the `skip` last ones."""
+    end = np.maximum(some.end - skip, some.begin + 1)
+    begin = np.maximum(some.begin, end - max_len)
+    at = np.concatenate([np.arange(x, y) for x, y in zip(begin, end, strict=True)])
+    return padded(log.rows[at], log.items[at], end - begin)
+
+
+def decayed_mean(max_len: int = 64) -> Score:
+    """The day-0 encoder on the tower's vectors."""
+
+    def score(log: EventLog, some: Cases) -> np.ndarray:
+        table = log.catalogue.table
+        encoder = Baseline(table.dims, "", max_len)
+        out: np.ndarray = encoder.encode(newest(log, some, max_len), table) @ table.vectors[: log.catalogue.size].T
+        return out
+
+    return score
+
+
+def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0) -> Score:
+    """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see."""
+    model.eval()
+    device = next(model.parameters()).device
+    items = projected(model, log, residual)
+
+    def score(log: EventLog, some: Cases) -> np.ndarray:
+        inputs = {k: torch.as_tensor(v, device=device) for k, v in model_inputs(newest(log, some, model.config.max_len, stale)).items()}
+        inputs["items"] = items[inputs["items"].long()]
+        with torch.inference_mode():
+            return np.asarray((model(**inputs) @ items.T).float().cpu())
+
+    return score
+
+
+def projected(model: SequenceEncoder, log: EventLog, residual: np.ndarray) -> torch.Tensor:
+    """(N, E) the whole catalogue in the interest space; row UNKNOWN is zero."""
+    device = next(model.parameters()).device
+    vectors = torch.as_tensor(log.catalogue.table.vectors[: log.catalogue.size], device=device)
+    with torch.inference_mode():
+        items = model.project(vectors, torch.as_tensor(residual, device=device))
+        return torch.cat([torch.zeros_like(items[:1]), items[1:]])

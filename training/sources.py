@@ -1,0 +1,183 @@
+"""Where logs come from: JSON lines or Parquet files through the platforms' mappings, or the unified topic between two offsets.
+
+A folder holds, per platform of the settings, `<platform>.events.*` and `<platform>.items.*`; `*` is jsonl, jsonl.gz or parquet.
+"""
+
+import gzip
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import orjson
+
+from encoder.towers import Tower
+from schemas.declaration import PlatformMapping
+from schemas.events import Event, decode_event
+from schemas.items import Item, content, decode_item_vector, item_name
+from schemas.mapping import Mapper, Rejected
+from schemas.windows import DTYPE, row_of
+from training.log import EventLog, catalogue, event_log
+from training.splits import DataError
+
+KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+SHOWN = 3
+BAD_SHARE = 0.5
+"""More bad records than this share of a file, and the mapping is wrong, not the data."""
+
+
+@dataclass
+class Bad:
+    """Records that could not be used: how many by reason, and where the first ones are."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, where: str, rejected: Rejected) -> None:
+        """Count one."""
+        self.counts[rejected.reason] += 1
+        if len(self.first) < SHOWN:
+            self.first.append(f"{where}: {rejected.reason}: {rejected.detail}")
+
+    def __str__(self) -> str:
+        counted = ", ".join(f"{reason} {n}" for reason, n in self.counts.most_common())
+        return f"{self.counts.total()} records left out ({counted}); first: " + "; ".join(self.first)
+
+
+def read_folder(folder: Path, platforms: Sequence[PlatformMapping], tower: Tower, earliest_ms: int, warn: Callable[[str], None]) -> EventLog:
+    """All platforms' files -> EventLog. Raises DataError naming file, line and reason; single bad records are counted and warned of."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; want one with <platform>.events.jsonl and <platform>.items.jsonl")
+    found = {p.name: (_file(folder, f"{p.name}.events"), _file(folder, f"{p.name}.items")) for p in platforms}
+    if not any(events for events, _ in found.values()):
+        wanted = ", ".join(f"{p.name}.events{{{','.join(KINDS)}}}" for p in platforms) or "nothing: the settings declare no [[platforms]]"
+        raise DataError(f"{folder}: holds no events; want {wanted}")
+    now_ms, events, items = time.time_ns() // 1_000_000, list[Event](), list[Item]()
+    codes: list[int] = []
+    for p in platforms:
+        event_file, item_file = found[p.name]
+        if event_file is None:
+            continue
+        if item_file is None:
+            raise DataError(f"platform {p.name}: has events but no items; want {folder / p.name}.items.jsonl (or .parquet)")
+        mapper = Mapper(p, 300_000, earliest_ms)
+        read = _events(event_file, mapper, now_ms, warn)
+        things = _items(item_file, mapper, warn)
+        if not things:
+            raise DataError(f"platform {p.name}: {item_file} holds no items")
+        events += read
+        items += things
+        codes += [p.code] * len(things)
+    return from_events(events, items, tower.encode([content(i) for i in items]), codes, {p.code: p.name for p in platforms})
+
+
+def from_events(events: Sequence[Event], items: Sequence[Item], vectors: np.ndarray, codes: Sequence[int], platforms: dict[int, str]) -> EventLog:
+    """Unified events and their items, in any order -> EventLog."""
+    if not events:
+        raise DataError("too few events: none at all")
+    rows = np.frombuffer(b"".join(row_of(e, item_name(platforms[e.platform], e.item_id)) for e in events), DTYPE)
+    return event_log([e.user_id for e in events], rows, catalogue([i.item for i in items], vectors, codes, platforms))
+
+
+def _events(path: Path, mapper: Mapper, now_ms: int, warn: Callable[[str], None]) -> list[Event]:
+    out, bad, n = list[Event](), Bad(), 0
+    for n, raw in enumerate(records(path), 1):
+        mapped = mapper.events(raw, path.name, 0, n, now_ms)
+        if isinstance(mapped, Rejected):
+            bad.add(f"{path.name} line {n}", mapped)
+        else:
+            out += mapped
+    _judge(path, bad, n, warn)
+    return out
+
+
+def _items(path: Path, mapper: Mapper, warn: Callable[[str], None]) -> list[Item]:
+    out, bad, n = list[Item](), Bad(), 0
+    for n, raw in enumerate(records(path), 1):
+        mapped = mapper.item(raw)
+        if isinstance(mapped, Rejected):
+            bad.add(f"{path.name} line {n}", mapped)
+        else:
+            out.append(mapped)
+    _judge(path, bad, n, warn)
+    return out
+
+
+def _judge(path: Path, bad: Bad, n: int, warn: Callable[[str], None]) -> None:
+    if bad.counts.total() > BAD_SHARE * n:
+        raise DataError(f"{path}: {bad} of {n}; is the mapping right?")
+    if bad.counts:
+        warn(f"{path}: {bad}")
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The JSON of every line, or of every row of a Parquet file. Raises DataError for a file that cannot be read."""
+    try:
+        if path.name.endswith(".parquet"):
+            from pyarrow import parquet
+
+            for part in parquet.ParquetFile(path).iter_batches(10_000):
+                for row in part.to_pylist():
+                    yield orjson.dumps(row, default=str)
+            return
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    yield line.rstrip(b"\r\n")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _file(folder: Path, stem: str) -> Path | None:
+    found: list[Any] = [folder / (stem + kind) for kind in KINDS if (folder / (stem + kind)).exists()]
+    if len(found) > 1:
+        raise DataError(f"{folder}: both {found[0].name} and {found[1].name}; want one")
+    return found[0] if found else None
+
+
+# The unified topic, as `currents train topic` writes it down: values one after the other, MessagePack each.
+
+UNIFIED_EVENTS, UNIFIED_ITEMS = "unified.events.msgpack", "unified.item-vectors.msgpack"
+
+
+def unified(folder: Path) -> bool:
+    """Whether a folder holds the unified topic."""
+    return (folder / UNIFIED_EVENTS).exists()
+
+
+def read_unified(folder: Path, platforms: dict[int, str], tower: Tower) -> EventLog:
+    """Values of `currents.events` and `currents.item-vectors` -> EventLog. Raises DataError where they do not fit tower and platforms."""
+    try:
+        events = [decode_event(raw) for raw in _values(folder / UNIFIED_EVENTS)]
+        stored = [decode_item_vector(raw) for raw in _values(folder / UNIFIED_ITEMS)]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: {error}") from None
+    strange = {e.platform for e in events} - platforms.keys()
+    if strange:
+        raise DataError(f"platform code {min(strange)}: stands in the log, but not in the settings' [[platforms]]")
+    mine = [i for i in stored if i.space_id == tower.space_id]
+    codes = {name: code for code, name in platforms.items()}
+    for code in sorted({e.platform for e in events}):
+        if not any(i.item.split(":", 1)[0] == platforms[code] for i in mine):
+            raise DataError(f"platform {platforms[code]}: has events but no item vectors of space {tower.space_id}")
+    vectors = np.array([np.frombuffer(i.vector, "<f2") for i in mine], np.float32).reshape(len(mine), tower.dims)
+    things = [Item(i.item, i.title, i.categories) for i in mine]
+    return from_events(events, things, vectors, [codes.get(i.item.split(":", 1)[0], 0) for i in mine], platforms)
+
+
+def _values(path: Path) -> Iterator[bytes]:
+    data = path.read_bytes()
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    begin = 0
+    while begin < len(data):
+        try:
+            unpacker.skip()
+        except msgpack.OutOfData:
+            raise ValueError(f"{path.name}: cut at byte {begin}") from None
+        yield data[begin : unpacker.tell()]
+        begin = unpacker.tell()
