@@ -7,6 +7,8 @@ and on elapsed time (arXiv 2402.17152) and PinnerFormer's event inputs (arXiv 22
 vectors by a last layer that starts at zero, so that training starts at the baseline.
 """
 
+import contextlib
+import io
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -215,6 +217,13 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         self.behavior_head, self.class_head, self.value_head = nn.Linear(c, BEHAVIOR_SLOTS), nn.Linear(c, 1), nn.Linear(c, 1)
         self.register_buffer("value_mean", torch.zeros(PLATFORMS))
         self.register_buffer("value_scale", torch.ones(PLATFORMS))
+
+    @classmethod
+    def _from_pretrained(cls, **arguments: Any) -> "SequenceEncoder":
+        # The library says on stdout that it loads; stdout is for results.
+        with contextlib.redirect_stdout(io.StringIO()):
+            model: SequenceEncoder = super()._from_pretrained(**arguments)
+        return model
 
     @property
     def temperature(self) -> Tensor:

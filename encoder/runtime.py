@@ -1,7 +1,6 @@
 """What a worker asks of an encoder, and which one it gets: the baseline, a bundle on ONNX Runtime, or a bundle on torch where there is a GPU."""
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,7 +14,6 @@ from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # windows up to these lengths are padded to the longest of their bucket
 CHUNK = 64  # windows of one run: larger ones fall out of the cache
 ITEMS_AT_ONCE = 4096
-WORLD = "world"
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -40,13 +38,13 @@ class Encoder(Protocol):
 
 
 def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1, device: Device = "auto") -> Encoder:
-    """`baseline`, `world` (shipped, made for the demo's world), or the folder of a bundle. Raises BundleError where it does not fit the tower.
+    """`baseline`, or the folder of a bundle. Raises BundleError where it does not fit the tower.
 
     `auto` is torch on a GPU where there is one and the extra `gpu` is installed, else ONNX Runtime.
     """
     if name == "baseline":
         return Baseline(item_dims, item_space_id)
-    bundle = open_bundle(Path(str(files("encoder") / "data" / WORLD)) if name == WORLD else Path(name))
+    bundle = open_bundle(Path(name))
     manifest = bundle.manifest
     for what, wanted, got in (("item_dims", item_dims, manifest.item_dims), ("item_space_id", item_space_id, manifest.item_space_id)):
         if wanted != got:

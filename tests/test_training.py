@@ -73,25 +73,26 @@ def test_no_leak(seed: int, targets: str, ties: bool) -> None:
             own = log.rows[log.bounds[user] : log.bounds[user + 1]]
             rows = log.items[log.bounds[user] : log.bounds[user + 1]]
             length = int(made.inputs["lengths"][b])
-            ts = absolute(made, b, own, rows)
-            for t in range(length):
-                if made.target[b, t] != UNKNOWN:
-                    later = own["ts_ms"][rows == made.target[b, t]]
-                    assert (later > ts[t]).any()
-                    if targets == "all-action":
-                        assert ((later > ts[t]) & (later <= ts[t] + 14 * 86_400_000)).any()
+
+            def fair(ts: list[int], b: int = b, own: np.ndarray = own, rows: np.ndarray = rows, made: Batch = made) -> bool:
+                longest = 14 * 86_400_000 if targets == "all-action" else 10**13
+                later = [own["ts_ms"][rows == t] - at for t, at in zip(made.target[b], ts, strict=False) if t != UNKNOWN]
+                return all(((ahead > 0) & (ahead <= longest + 300)).any() for ahead in later)
+
+            found = absolute(made, b, own, rows)
+            assert found
+            assert any(fair(ts) for ts in found)
             assert (made.target[b, length:] == UNKNOWN).all() or targets == "all-action"
 
 
-def absolute(made: Batch, b: int, own: np.ndarray, rows: np.ndarray) -> list[int]:
-    """Times of the inputs of one example: seconds are relative to its first event, which is found by its item."""
-    seconds = made.inputs["seconds"][b]
-    items = made.inputs["items"][b]
+def absolute(made: Batch, b: int, own: np.ndarray, rows: np.ndarray) -> list[list[int]]:
+    """Times that the inputs of one example can have: seconds are relative to its first event, which is known by its item."""
+    seconds, items, out = made.inputs["seconds"][b], made.inputs["items"][b], []
     for first in own["ts_ms"][rows == items[0]].tolist():
         times = [first + round(1000 * float(s)) for s in seconds[: made.inputs["lengths"][b]]]
         if all(np.abs(own["ts_ms"][rows == i] - t).min(initial=10**12) < 300 for i, t in zip(items.tolist(), times, strict=False)):
-            return times
-    raise AssertionError("an input that the user never did")
+            out.append(times)
+    return out
 
 
 def test_hidden() -> None:

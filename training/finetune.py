@@ -189,7 +189,10 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
     if recipe.body:
         from encoder.pretrained import with_pretrained_body
 
-        encoder = with_pretrained_body(config, recipe.body)
+        try:
+            encoder = with_pretrained_body(config, recipe.body)
+        except (OSError, ValueError) as error:
+            raise DataError(str(error).splitlines()[0]) from None
     else:
         encoder = SequenceEncoder(config)
     if not recipe.content:

@@ -1,0 +1,75 @@
+"""A Hugging Face transformer as the body."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+from encoder.model import SequenceEncoder, preset
+from encoder.pretrained import PretrainedBody, with_pretrained_body
+from tests.test_training import QUICK, made_log
+from training import export
+from training.finetune import train
+from training.splits import DataError, leave_one_out
+
+DIMS = 16
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(params=["bert", "gpt2"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A small checkpoint of each family."""
+    torch.manual_seed(1)
+    if request.param == "bert":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        model: torch.nn.Module = BertModel(BertConfig(**sizes, vocab_size=50, max_position_embeddings=64))
+    else:
+        model = GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=64))
+    model.save_pretrained(tmp_path / request.param)  # type: ignore[operator]
+    return tmp_path / request.param
+
+
+def test_body(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts from the checkpoint's weights, attends causally, is saved and read again, and its ONNX graph agrees."""
+    model = with_pretrained_body(preset("xs", DIMS, dims=DIMS, max_len=32), str(checkpoint)).eval()
+    assert isinstance(model.body, PretrainedBody)
+    torch.nn.init.normal_(model.out.weight, std=0.3)
+    inputs = {k: torch.from_numpy(v) for k, v in export.example(6, 9, DIMS).items()}
+    long = inputs["lengths"] >= 3
+    assert long.any()
+    short = {k: v[:, :3] if v.ndim > 1 else torch.full_like(v, 3) for k, v in inputs.items()}
+    with torch.inference_mode():
+        whole = model.states(**inputs)[1]
+        torch.testing.assert_close(model.states(**short)[1][long], whole[long][:, :3], atol=1e-5, rtol=0)
+        model.save_pretrained(tmp_path / "saved")
+        again = SequenceEncoder.from_pretrained(str(tmp_path / "saved")).eval()
+        torch.testing.assert_close(again(**inputs), model(**inputs))
+    monkeypatch.setattr(export, "LENGTHS", ((1, 1), (4, 7), (8, 32)))
+    assert export.parity(model, export.to_onnx(model)) <= 1e-4
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora", "prefix"])
+def test_trains(checkpoint: Path, tmp_path: Path, adapter: str) -> None:
+    """It trains whole, with LoRA, and, in the GPT family, with a learned prefix; otherwise a prefix is refused."""
+    log = made_log()
+    recipe = QUICK.model_copy(update={"body": str(checkpoint), "adapter": adapter, "adapter_rank": 2})
+    if adapter == "prefix" and "bert" in checkpoint.name:
+        with pytest.raises(DataError, match="needs a GPT body"):
+            train(log, leave_one_out(log), recipe, tmp_path / "run")
+        return
+    out = train(log, leave_one_out(log), recipe, tmp_path / "run")
+    assert np.isfinite(out.losses).all()
+    assert not any("lora" in name for name, _ in out.model.named_parameters())
+
+
+def test_too_short(checkpoint: Path) -> None:
+    """A body with fewer positions than the window has is refused."""
+    with pytest.raises(ValueError, match="takes 64 positions, max_len is 128"):
+        with_pretrained_body(preset("xs", DIMS, max_len=128), str(checkpoint))
