@@ -87,7 +87,7 @@ def world(
     from streams.written import write_world
 
     n = write_world(folder, events, users, seed, days)
-    print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,}, with currents.toml")
+    print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,} items, and currents.toml")
 
 
 @contextmanager

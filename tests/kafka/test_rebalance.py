@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaProducer
 
 from streams import verify
-from tests.kafka.cluster import RIGHT, Cluster, Load, wait_for
+from tests.kafka.cluster import RIGHT, Cluster, Load, WorkerProcess, wait_for
 from tests.kafka.load import plain
 
 pytestmark = pytest.mark.kafka
@@ -28,13 +28,7 @@ def test_join_kill_return(cluster: Callable[..., Cluster]) -> None:
     a = c.worker("a").ready()
     load.join()
     c.drain()
-    owned = c.owners()
-    assert owned[a]
-    assert owned[b]
-    assert a.terminate() == 0
-    wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
-    assert b.terminate() == 0
-    assert c.check(b.data_dir, owned={a.data_dir: owned[a]}) == RIGHT
+    ends_right(c, a, b)
     assert len({(d.topic, d.partition, d.offset) for d in c.dead()}) == load.broken
 
 
@@ -54,11 +48,7 @@ def test_stands_still(cluster: Callable[..., Cluster], waits_s: int) -> None:
         time.sleep(5)
     load.join()
     c.drain()
-    owned = c.owners()
-    assert a.terminate() == 0
-    wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
-    assert b.terminate() == 0
-    assert c.check(b.data_dir, owned={a.data_dir: owned[a]}) == RIGHT
+    ends_right(c, a, b)
 
 
 @pytest.mark.parametrize("tables", [("windows", "profiles"), ("windows",), ("profiles",)], ids="+".join)
@@ -91,7 +81,14 @@ def test_zombie_rows(cluster: Callable[..., Cluster], tables: tuple[str, ...]) -
     c.owners()
     wait_for("the stale rows to be put right", lambda: a.metric("currents_repaired_total") + b.metric("currents_repaired_total") >= 200)
     c.drain()
+    ends_right(c, a, b)
+
+
+def ends_right(c: Cluster, a: WorkerProcess, b: WorkerProcess) -> None:
+    """Both workers have tablets; one ends, the other takes them all and ends; then everything equals the offline fold."""
     owned = c.owners()
+    assert owned[a]
+    assert owned[b]
     assert a.terminate() == 0
     wait_for("the last worker to have every tablet", lambda: b.owned() == {0, 1, 2, 3})
     assert b.terminate() == 0
