@@ -28,6 +28,8 @@ class Batch:
     """(B, T) its platform."""
     hidden: np.ndarray
     """(B, T) whether the event's own behavior and value are hidden from the model and to be predicted."""
+    platform: np.ndarray
+    """(B, T) true platform."""
     behavior: np.ndarray
     """(B, T) true behavior."""
     value: np.ndarray
@@ -102,9 +104,8 @@ def examples(log: EventLog, features: Features, recipe: Recipe, r: np.random.Gen
     inputs["platform"] = np.where(nameless, 0, platform)
     following = rows["behavior"][:, 1:]
     strong = np.where(features.mask[:, 1:], np.isin(following, STRONG), -1)
-    return Batch(
-        inputs, target, log.catalogue.platform[target].astype(np.int64), hidden, behavior, np.where(mask, rows["value"][:, :steps], np.nan), strong
-    )
+    value = np.where(mask, rows["value"][:, :steps], np.nan)
+    return Batch(inputs, target, log.catalogue.platform[target].astype(np.int64), hidden, platform, behavior, value, strong)
 
 
 def future(ts: np.ndarray, lengths: np.ndarray, recipe: Recipe, r: np.random.Generator) -> np.ndarray:

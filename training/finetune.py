@@ -199,7 +199,8 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
         torch.nn.init.normal_(encoder.residual.weight[1:], std=0.02)
     rows = data.rows[split.trained(len(data.rows))]
     for code in range(PLATFORMS):
-        values = rows["value"][(rows["platform"] == code) & np.isfinite(rows["value"])]
+        here = (rows["platform"] == code) | (code == 0)  # 0: platform not told
+        values = rows["value"][here & np.isfinite(rows["value"])]
         if len(values):
             encoder.value_mean[code], encoder.value_scale[code] = float(values.mean()), max(float(values.std()), 1e-3)
     return encoder

@@ -111,7 +111,7 @@ def arrays(batch: Batch, negatives: Mapping[int, tuple[np.ndarray, np.ndarray]])
         "target_platform": torch.from_numpy(batch.target_platform),
         "hidden": torch.from_numpy(batch.hidden),
         "behavior": torch.from_numpy(np.ascontiguousarray(batch.behavior)),
-        "platform": torch.from_numpy(np.ascontiguousarray(batch.inputs["platform"])),
+        "platform": torch.from_numpy(np.ascontiguousarray(batch.platform)),
         "value": torch.from_numpy(batch.value.astype(np.float32)),
         "strong": torch.from_numpy(batch.strong),
     }
