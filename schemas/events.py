@@ -12,6 +12,8 @@ import xxhash
 from msgspec import Meta
 
 VERSION = 1
+UNIFIED_EVENTS = "unified.events.msgpack"
+"""File of a log that was written down for training: values of the unified topic, one after the other."""
 
 # The position of a behavior is its code in windows: append only.
 BEHAVIORS = (

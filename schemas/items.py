@@ -14,6 +14,8 @@ import msgspec
 from schemas.events import hash64
 
 VERSION = 1
+UNIFIED_ITEMS = "unified.item-vectors.msgpack"
+"""File of the item vectors beside a log that was written down for training: values of their topic, one after the other."""
 MAX_TITLE = 120  # characters kept of a title: enough to read, bounded for state
 MAX_CATEGORIES = 4
 

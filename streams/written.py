@@ -5,11 +5,11 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from schemas.events import UNIFIED_EVENTS
+from schemas.items import UNIFIED_ITEMS
 from streams.clients import InputError, consumer, partitions
 from streams.settings import Settings
 from streams.world import World
-
-EVENTS, ITEMS = "unified.events.msgpack", "unified.item-vectors.msgpack"
 
 
 def write_topic(settings: Settings, data: str, folder: Path) -> None:
@@ -22,8 +22,8 @@ def write_topic(settings: Settings, data: str, folder: Path) -> None:
             begin, end = int(low or 0), int(high) if high else None
         except ValueError:
             raise InputError(f"{data}: want topic or topic:FROM-TO with whole numbers") from None
-    _dump(settings, settings.topic("events"), folder / EVENTS, begin, end)
-    _dump(settings, settings.topic("item-vectors"), folder / ITEMS, 0, None)
+    _dump(settings, settings.topic("events"), folder / UNIFIED_EVENTS, begin, end)
+    _dump(settings, settings.topic("item-vectors"), folder / UNIFIED_ITEMS, 0, None)
 
 
 def _dump(settings: Settings, topic: str, path: Path, begin: int, end: int | None) -> None:

@@ -17,7 +17,9 @@ from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
 from schemas.items import ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
-from streams.written import EVENTS, ITEMS, write_world
+from streams.written import UNIFIED_EVENTS as EVENTS
+from streams.written import UNIFIED_ITEMS as ITEMS
+from streams.written import write_world
 from training.job import Job
 from training.log import EventLog
 from training.sources import UNIFIED_EVENTS, UNIFIED_ITEMS, read_folder, read_unified

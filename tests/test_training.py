@@ -194,7 +194,7 @@ def test_popularity_in_time() -> None:
     """Recent popularity counts what happened in the span before a target, and nothing at or after it."""
     log = made_log()
     some = leave_one_out(log).test
-    scores = recent_popularity(3_600_000_000)(log, some)
+    scores = recent_popularity(log, 3_600_000_000)(log, some)
     for row, target in zip(scores, some.target, strict=True):
         assert row.sum() == (log.rows["ts_ms"] < log.rows["ts_ms"][target]).sum()
 

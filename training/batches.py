@@ -8,7 +8,7 @@ from encoder.features import UNKNOWN, Features, model_inputs, padded
 from encoder.model import MASK
 from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE
-from training.log import EventLog
+from training.log import EventLog, spans
 from training.splits import Split
 
 STRONG = np.array([BEHAVIOR_CODE[b] for b in ("like", "follow", "share", "comment", "save", "cart", "buy")])
@@ -65,7 +65,7 @@ def batch(log: EventLog, split: Split, recipe: Recipe, users: np.ndarray, seed: 
     spare = np.maximum(end - begin - most, 0)
     end = end - (r.random(len(users)) * (spare + 1)).astype(np.int64)  # a long history: a segment from anywhere in it
     begin = np.maximum(begin, end - most)
-    at = np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+    at = spans(begin, end)
     owner = np.repeat(np.arange(len(users)), end - begin)
     keep = kept(log.rows["platform"][at], owner, len(users), recipe, r)
     at, owner = at[keep], owner[keep]
@@ -95,10 +95,7 @@ def examples(log: EventLog, features: Features, recipe: Recipe, r: np.random.Gen
     mask = features.mask[:, :steps] & (np.arange(steps) < (features.lengths - 1)[:, None])
     hidden = mask & (r.random(mask.shape) < recipe.mask)
     behavior = inputs["behavior"]
-    inputs["behavior"] = np.where(hidden, MASK, behavior)
-    numeric = inputs["numeric"].copy()
-    numeric[hidden] *= (0, 1, 0, 1)  # value and its presence
-    inputs["numeric"] = numeric
+    inputs = hide(inputs, hidden)
     nameless = mask & (r.random(mask.shape) < recipe.unknown_platform)
     platform = inputs["platform"]
     inputs["platform"] = np.where(nameless, 0, platform)
@@ -106,6 +103,13 @@ def examples(log: EventLog, features: Features, recipe: Recipe, r: np.random.Gen
     strong = np.where(features.mask[:, 1:], np.isin(following, STRONG), -1)
     value = np.where(mask, rows["value"][:, :steps], np.nan)
     return Batch(inputs, target, log.catalogue.platform[target].astype(np.int64), hidden, platform, behavior, value, strong)
+
+
+def hide(inputs: dict[str, np.ndarray], hidden: np.ndarray) -> dict[str, np.ndarray]:
+    """Model inputs without the behavior and the value of some events, (B, T) bool: what the model is then asked for."""
+    numeric = inputs["numeric"].copy()
+    numeric[hidden] *= (0, 1, 0, 1)  # value and its presence
+    return {**inputs, "behavior": np.where(hidden, MASK, inputs["behavior"]), "numeric": numeric}
 
 
 def future(ts: np.ndarray, lengths: np.ndarray, recipe: Recipe, r: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Loop:
     """Batches of this epoch that are done."""
     best: float = -1.0
     best_epoch: int = -1
-    history: "list[dict[str, float]]" = None  # type: ignore[assignment]
+    history: list[dict[str, float]] = field(default_factory=list)
     """One row an epoch: mean losses and the validation metric."""
 
 
@@ -91,7 +91,7 @@ def train(
     average.requires_grad_(False)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     accelerator.register_for_checkpointing(average, scheduler)
-    loop = Loop(history=[])
+    loop = Loop()
     checkpoint, best = folder / "checkpoint", folder / "best"
     if (checkpoint / STATE).exists():
         accelerator.load_state(str(checkpoint))

@@ -82,6 +82,11 @@ def event_log(users: Sequence[str], rows: np.ndarray, catalogue: Catalogue) -> E
     return EventLog(rows, bounds, names.tolist(), catalogue.table.index(rows["item_key"]), catalogue)
 
 
+def spans(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Indices of the rows begin[i]:end[i] of a log, one span after the other."""
+    return np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+
+
 def ordered_rows(items: Sequence[np.ndarray], catalogue: Catalogue, behavior: int) -> np.ndarray:
     """Histories that have an order only, as catalogue rows -> (n,) rows of DTYPE with made-up times a minute apart, all ending together."""
     flat = np.concatenate(items)

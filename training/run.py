@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
+from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from training.evaluate import Ranked, Score, rank, report
@@ -39,7 +40,7 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     trained = train(log, split, job.recipe, folder, start, say)
     if os.environ.get("RANK", "0") != "0":
         return None
-    models = {"before": before(job, log, split), "trained": model_scores(trained.model, log, trained.residual), **baselines(counts)}
+    models = {"before": before(job, log), "trained": model_scores(trained.model, log, trained.residual), **baselines(log, counts)}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     results = compared(found, log, split, split.test)
     metrics = {k: round(v["mean"], 4) for k, v in results["models"]["trained"]["all"].items() if isinstance(v, dict)}
@@ -53,7 +54,7 @@ def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: 
     """A new encoder with a release's weights; ID residuals go along by item key. Raises BundleError where it cannot be read."""
     if WEIGHTS not in bundle.manifest.files:
         raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, so training cannot go on from it")
-    old = SequenceEncoder.from_pretrained(str(bundle.folder))
+    old, rows = stored(bundle.folder, log)
     if old.config.item_dims != log.catalogue.table.dims:
         raise BundleError(f"bundle {bundle.folder}: reads vectors of {old.config.item_dims} dims, the tower makes {log.catalogue.table.dims}")
     encoder = fresh(log, split, recipe, residual)
@@ -62,33 +63,33 @@ def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: 
         encoder.load_state_dict(state, strict=False)
     except RuntimeError:
         raise BundleError(f"bundle {bundle.folder}: is of another shape than training.preset = {recipe.preset!r}, dims = {recipe.dims}") from None
-    keys = np.load(bundle.folder / RESIDUALS)["keys"]
-    rows = log.catalogue.table.index(keys)
     to = residual[rows]
     with torch.no_grad():
         encoder.residual.weight[to[to > 0]] = old.residual.weight[1:][torch.from_numpy(to > 0)]
     return encoder
 
 
-def before(job: Job, log: EventLog, split: Split) -> Score:
+def before(job: Job, log: EventLog) -> Score:
     """The encoder that training started from: a release, or the baseline."""
-    return bundle_scores(Path(job.recipe.start), log) if job.recipe.start else decayed_mean(job.recipe.max_len)
+    return release_scores(*stored(Path(job.recipe.start), log), log) if job.recipe.start else decayed_mean(job.recipe.max_len)
 
 
-def bundle_scores(folder: Path, log: EventLog) -> Score:
-    """A release on torch."""
-    model = SequenceEncoder.from_pretrained(str(folder))
-    keys = np.load(folder / RESIDUALS)["keys"]
-    rows = log.catalogue.table.index(keys)
+def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
+    """A release's torch encoder, and the catalogue row of each of its ID residuals, UNKNOWN where an item is not in the log."""
+    return SequenceEncoder.from_pretrained(str(folder)), log.catalogue.table.index(np.load(folder / RESIDUALS)["keys"])
+
+
+def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog) -> Score:
+    """A release on torch, as `stored` gives it."""
     residual = np.zeros(log.catalogue.size, np.int64)
-    residual[rows] = np.arange(1, len(keys) + 1)
-    residual[0] = 0
+    residual[rows] = np.arange(1, len(rows) + 1)
+    residual[UNKNOWN] = 0
     return model_scores(model, log, residual)
 
 
-def baselines(counts: np.ndarray) -> dict[str, Score]:
+def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
     """What a trained encoder must beat: popularity, popularity of the last 7 days, the decayed mean."""
-    return {"popularity": popularity(counts), "popularity, 7 days": recent_popularity(), "decayed mean": decayed_mean()}
+    return {"popularity": popularity(counts), "popularity, 7 days": recent_popularity(log), "decayed mean": decayed_mean()}
 
 
 def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cases) -> dict[str, Any]:
@@ -105,14 +106,15 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, An
     """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged."""
     log, tower = job.load(say)
     split = by_time(log, job.recipe.valid_share, job.recipe.test_share, True) if successive and job.recipe.split == "time" else job.split(log)
-    models = baselines(log.counts(split.trained(len(log.rows))))
+    models = baselines(log, log.counts(split.trained(len(log.rows))))
     extra: dict[str, Any] = {}
     if bundle != "baseline":
         opened = open_bundle(Path(bundle))
         if opened.manifest.item_space_id != tower.space_id:
             raise BundleError(f"bundle {bundle}: item_space_id = {opened.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
-        models = {opened.manifest.version: bundle_scores(opened.folder, log), **models}
-        extra["behavior"] = tags(SequenceEncoder.from_pretrained(bundle), log, split.test)
+        model, rows = stored(opened.folder, log)
+        models = {opened.manifest.version: release_scores(model, rows, log), **models}
+        extra["behavior"] = tags(model, log, split.test)
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     return {**compared(found, log, split, split.test), **extra}
 

@@ -7,7 +7,7 @@ from encoder.baseline import Baseline
 from encoder.features import Features, model_inputs, padded
 from encoder.model import SequenceEncoder
 from training.evaluate import Score
-from training.log import EventLog
+from training.log import EventLog, spans
 from training.splits import Cases
 
 WEEK_MS = 7 * 86_400_000
@@ -18,12 +18,12 @@ def popularity(counts: np.ndarray) -> Score:
     return lambda log, some: np.broadcast_to(counts.astype(np.float32), (len(some), len(counts)))
 
 
-def recent_popularity(span_ms: int = WEEK_MS) -> Score:
+def recent_popularity(log: EventLog, span_ms: int = WEEK_MS) -> Score:
     """How often each item was acted on, by anybody, in the span before the target."""
+    order = np.argsort(log.rows["ts_ms"], kind="stable")
+    ts = log.rows["ts_ms"][order]
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        order = np.argsort(log.rows["ts_ms"], kind="stable")
-        ts = log.rows["ts_ms"][order]
         at = log.rows["ts_ms"][some.target]
         low, high = np.searchsorted(ts, at - span_ms), np.searchsorted(ts, at)
         n = log.catalogue.size
@@ -36,7 +36,7 @@ def newest(log: EventLog, some: Cases, max_len: int, skip: int = 0) -> Features:
     """The newest max_len events of each case's input, but for the `skip` last ones."""
     end = np.maximum(some.end - skip, some.begin + 1)
     begin = np.maximum(some.begin, end - max_len)
-    at = np.concatenate([np.arange(x, y) for x, y in zip(begin, end, strict=True)])
+    at = spans(begin, end)
     return padded(log.rows[at], log.items[at], end - begin)
 
 
@@ -55,16 +55,20 @@ def decayed_mean(max_len: int = 64) -> Score:
 def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0) -> Score:
     """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see."""
     model.eval()
-    device = next(model.parameters()).device
     items = projected(model, log, residual)
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        inputs = {k: torch.as_tensor(v, device=device) for k, v in model_inputs(newest(log, some, model.config.max_len, stale)).items()}
-        inputs["items"] = items[inputs["items"].long()]
+        inputs = tensors(model_inputs(newest(log, some, model.config.max_len, stale)), items)
         with torch.inference_mode():
             return np.asarray((model(**inputs) @ items.T).float().cpu())
 
     return score
+
+
+def tensors(inputs: dict[str, np.ndarray], items: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Model inputs on the device of the projected items (N, E), item rows replaced by their vectors."""
+    found = {k: torch.as_tensor(v, device=items.device) for k, v in inputs.items()}
+    return {**found, "items": items[found["items"].long()]}
 
 
 def projected(model: SequenceEncoder, log: EventLog, residual: np.ndarray) -> torch.Tensor:

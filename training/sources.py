@@ -17,8 +17,8 @@ import orjson
 
 from encoder.towers import Tower
 from schemas.declaration import PlatformMapping
-from schemas.events import Event, decode_event
-from schemas.items import Item, content, decode_item_vector, item_name
+from schemas.events import UNIFIED_EVENTS, Event, decode_event
+from schemas.items import UNIFIED_ITEMS, Item, content, decode_item_vector, item_name
 from schemas.mapping import Mapper, Rejected
 from schemas.windows import DTYPE, row_of
 from training.log import EventLog, catalogue, event_log
@@ -140,8 +140,6 @@ def _file(folder: Path, stem: str) -> Path | None:
 
 
 # The unified topic, as `currents train topic` writes it down: values one after the other, MessagePack each.
-
-UNIFIED_EVENTS, UNIFIED_ITEMS = "unified.events.msgpack", "unified.item-vectors.msgpack"
 
 
 def unified(folder: Path) -> bool:

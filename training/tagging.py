@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from encoder.features import model_inputs
-from encoder.model import MASK, SequenceEncoder
+from encoder.model import SequenceEncoder
 from schemas.events import BEHAVIORS
+from training.batches import hide
 from training.log import EventLog
-from training.scorers import newest, projected
+from training.scorers import newest, projected, tensors
 from training.splits import Cases
 
 PASSES = 3  # every third event is hidden at once, so that its neighbours' behaviors are seen
@@ -25,22 +26,18 @@ def tags(model: SequenceEncoder, log: EventLog, some: Cases) -> dict[str, dict[s
     true, guessed, platform = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for a in range(0, len(some), CHUNK):
         features = newest(log, some.take(np.arange(a, min(a + CHUNK, len(some)))), model.config.max_len)
-        inputs = {k: torch.from_numpy(np.asarray(v)) for k, v in model_inputs(features).items()}
-        inputs["items"] = items[inputs["items"].long()]
-        behavior, numeric = inputs["behavior"], inputs["numeric"]
-        guess = torch.zeros_like(behavior)
+        inputs, mask = model_inputs(features), features.mask
+        guess = np.zeros_like(inputs["behavior"])
         for n in range(PASSES):
-            hidden = torch.zeros_like(behavior, dtype=torch.bool)
+            hidden = np.zeros_like(mask)
             hidden[:, n::PASSES] = True
-            shown = numeric.clone()
-            shown[hidden] *= torch.tensor([0.0, 1.0, 0.0, 1.0])
             with torch.inference_mode():
-                states = model.states(**{**inputs, "behavior": behavior.masked_fill(hidden, MASK), "numeric": shown})[0]
-                guess[hidden] = model.behavior_head(states)[..., : len(BEHAVIORS)].argmax(-1)[hidden]
-        mask = features.mask
-        true.append(behavior.numpy()[mask])
-        guessed.append(guess.numpy()[mask])
-        platform.append(inputs["platform"].numpy()[mask])
+                states = model.states(**tensors(hide(inputs, hidden), items))[0]
+                logits = model.behavior_head(states)[..., : len(BEHAVIORS)]
+            guess[hidden] = np.asarray(logits.argmax(-1).cpu())[hidden]
+        true.append(inputs["behavior"][mask])
+        guessed.append(guess[mask])
+        platform.append(inputs["platform"][mask])
     y, found, of = np.concatenate(true), np.concatenate(guessed), np.concatenate(platform)
     out = {}
     for code in np.unique(of).tolist():
