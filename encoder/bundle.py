@@ -13,10 +13,12 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 FORMAT = 2
+DEMO = "demo"
 MANIFEST, ONNX, ITEMS, RESIDUALS = "manifest.json", "encoder.onnx", "items.onnx", "residuals.npz"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -89,8 +91,9 @@ def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle
     return Bundle(folder, complete)
 
 
-def open_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError."""
+def open_bundle(where: str | Path) -> Bundle:
+    """Read and verify a bundle: a folder, or `demo` for the shipped one. Raises BundleError."""
+    folder = Path(str(files("encoder") / "data" / DEMO)) if where == DEMO else Path(where)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"bundle {folder}: no such folder")

@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from encoder.bundle import WEIGHTS, open_bundle
 from encoder.towers import load_tower
 from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
@@ -117,7 +118,7 @@ def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.broker
 def test_commands(tmp_path: Path) -> None:
-    """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
+    """A world is written, trained on, evaluated and encoded by the commands; a bundle without weights ranks alike; mistakes are one line."""
     write_world(tmp_path / "w", 12_000, 200, 1, 20)
     config = ["--config", "w/currents.toml"]
     small = ["--set", "dims=32", "--set", "max_len=16", "--set", "log_to=none"]
@@ -130,7 +131,7 @@ def test_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean"]
-    assert set(result["behavior"]) == {"shop", "video", "news"}
+    assert set(result["behavior"]) == set(result["by platform"][told["version"]]) == {"shop", "video", "news"}
     done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
@@ -138,6 +139,15 @@ def test_commands(tmp_path: Path) -> None:
     assert np.linalg.norm(rows[0]["vector"]) == pytest.approx(1, abs=1e-3)
     done = run("export", "--out", "c", "--model", "b", "--int8", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    done = run("export", "--out", "e", "--model", "b", "--no-weights", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    small, whole = open_bundle(tmp_path / "e"), open_bundle(tmp_path / "b")
+    assert WEIGHTS not in small.manifest.files
+    assert (small.manifest.version, small.manifest.metrics) == (whole.manifest.version, told["metrics"])
+    done = run("evaluate", "e", "w", "--json", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    served, trained = (r["models"][told["version"]]["all"]["hr@10"]["mean"] for r in (json.loads(done.stdout), result))
+    assert served == pytest.approx(trained, abs=0.01)
     for arguments, message in (
         (("train", "w", "--out", "b", *config), "b: exists; a release is never changed"),
         (("train", "none", "--out", "d", *config), "none: no such folder"),

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 import typer
 
-from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, publish
+from encoder.bundle import CONFIG, ITEMS, MANIFEST, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, publish
 from encoder.features import NUMERIC, TIMES
 from encoder.model import PRESETS, SequenceEncoder, preset
 from encoder.towers import TowerError, load_tower
@@ -164,6 +164,7 @@ def main(
     max_len: int = 64,
     seed: int = 0,
     int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if the vectors change")] = False,
+    weights: Annotated[bool, typer.Option(help="The torch encoder too: for warm starts and GPUs")] = True,
 ) -> None:
     """Export an encoder."""
     try:
@@ -171,18 +172,20 @@ def main(
         if preset_name not in PRESETS:
             raise BundleError(f"--preset {preset_name}: want one of {', '.join(PRESETS)}")
         torch.manual_seed(seed)
-        keys = None
+        keys, metrics = None, None
         if model is not None:
             if not (model / CONFIG).exists():
                 raise BundleError(f"--model {model}: no {CONFIG}")
             encoder = SequenceEncoder.from_pretrained(str(model))
             if (model / RESIDUALS).exists():
                 keys = np.load(model / RESIDUALS)["keys"]
+            if (model / MANIFEST).exists() and not int8:  # int8 is another encoder, of metrics of its own
+                metrics = json.loads((model / MANIFEST).read_text()).get("metrics")
         else:
             encoder = SequenceEncoder(preset(preset_name, items.dims, dims=min(128, items.dims), max_len=max_len))
         if encoder.config.item_dims != items.dims:
             raise BundleError(f"--model {model}: reads vectors of {encoder.config.item_dims} dims, tower {tower} makes {items.dims}")
-        bundle = export(encoder, out, items.space_id, preset_name, keys, int8=int8)
+        bundle = export(encoder, out, items.space_id, preset_name, keys, metrics, int8, weights)
     except (BundleError, TowerError, OSError, json.JSONDecodeError) as error:
         raise SystemExit(str(error)) from None
     print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB")

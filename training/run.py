@@ -14,6 +14,7 @@ from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
 from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
+from encoder.runtime import load_encoder
 from training.evaluate import Ranked, Score, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
@@ -21,7 +22,7 @@ from training.job import Job
 from training.log import EventLog
 from training.metrics import difference
 from training.report import write_report
-from training.scorers import decayed_mean, model_scores, popularity, recent_popularity
+from training.scorers import decayed_mean, model_scores, popularity, recent_popularity, served
 from training.splits import Cases, Split, by_time
 from training.tagging import tags
 
@@ -93,12 +94,18 @@ def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
 
 
 def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cases) -> dict[str, Any]:
-    """Every model's report, and its paired difference to the decayed mean."""
+    """Every model's report, and its paired difference to the decayed mean, in all and by platform."""
+    platform, base = log.catalogue.platform[log.items[some.target]], found["decayed mean"].rank
+
+    def over(model: Ranked, code: int) -> dict[str, float]:
+        return difference(model.rank[platform == code], base[platform == code], "hr@10")
+
     return {
         "cases": len(some),
         "policy": "all items of the target's platform are ranked; those already in the history are left out, the target stays",
         "models": {name: report(r, log, split, some) for name, r in found.items()},
-        "hr@10 over the decayed mean": {name: difference(r.rank, found["decayed mean"].rank, "hr@10") for name, r in found.items()},
+        "hr@10 over the decayed mean": {name: difference(r.rank, base, "hr@10") for name, r in found.items()},
+        "by platform": {name: {log.catalogue.platforms[c]: over(r, c) for c in np.unique(platform).tolist()} for name, r in found.items()},
     }
 
 
@@ -109,12 +116,16 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, An
     models = baselines(log, log.counts(split.trained(len(log.rows))))
     extra: dict[str, Any] = {}
     if bundle != "baseline":
-        opened = open_bundle(Path(bundle))
+        opened = open_bundle(bundle)
+        version = opened.manifest.version
         if opened.manifest.item_space_id != tower.space_id:
             raise BundleError(f"bundle {bundle}: item_space_id = {opened.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
-        model, rows = stored(opened.folder, log)
-        models = {opened.manifest.version: release_scores(model, rows, log), **models}
-        extra["behavior"] = tags(model, log, split.test)
+        if WEIGHTS in opened.manifest.files:
+            model, rows = stored(opened.folder, log)
+            models = {version: release_scores(model, rows, log), **models}
+            extra["behavior"] = tags(model, log, split.test)
+        else:  # the behavior task has no head in the graph
+            models = {version: served(load_encoder(bundle, tower.space_id, tower.dims), log), **models}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     return {**compared(found, log, split, split.test), **extra}
 
