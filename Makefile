@@ -31,7 +31,7 @@ bench: .venv/test.stamp
 # The demo's encoder again: users of another seed than the demo's, on the demo's items. A few minutes on one core.
 encoder: .venv/test.stamp
 	rm -rf build/encoder encoder/data/demo
-	$(BIN)/currents world build/encoder/world --seed 7 --users 3000 --events 200000 --until 2026-11-01
+	$(BIN)/currents world build/encoder/world --seed 7 --users 3000 --events 200000 --until 2025-01-01
 	$(BIN)/currents train build/encoder/world --config build/encoder/world/currents.toml --out build/encoder/bundle
 	$(BIN)/currents export --model build/encoder/bundle --out encoder/data/demo --no-weights
 

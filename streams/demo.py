@@ -31,7 +31,7 @@ from streams.worker import Worker, running
 from streams.world import World
 
 TICK_S = 0.02  # how often events are sent
-SETTLE_S = 30.0  # how long the end may take
+SETTLE_S = 120.0  # how long the end may take
 RANKED_USERS = 1000  # at most, for the hit rate
 
 

@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
 
 def test_json() -> None:
     """The demo ends by itself with one JSON object: every event is in or a dead letter, no window is wrong, the trained encoder is the better one."""
-    done = subprocess.run([*COMMAND, "--seconds", "6", "--json", "--rate", "500"], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([*COMMAND, "--seconds", "6", "--json", "--rate", "500"], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.keys() == FIELDS
@@ -38,7 +38,7 @@ def test_screen_and_signal() -> None:
     with subprocess.Popen([*COMMAND, "--rate", "800"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         time.sleep(12)
         process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=180)
     assert process.returncode == 0, text
     for shown in ("event → profile", "dead letters:", "curl http://127.0.0.1:", "/docs", "0 of ", "by the encoder xs-"):
         assert shown in text
