@@ -1,5 +1,7 @@
 """Models as evaluation sees them: cases in, scores of the whole catalogue out. Encoders, and the baselines that they must beat."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -32,12 +34,27 @@ def recent_popularity(log: EventLog, span_ms: int = WEEK_MS) -> Score:
     return score
 
 
-def newest(log: EventLog, some: Cases, max_len: int, skip: int = 0) -> Features:
-    """The newest max_len events of each case's input, but for the `skip` last ones."""
-    end = np.maximum(some.end - skip, some.begin + 1)
-    begin = np.maximum(some.begin, end - max_len)
-    at = spans(begin, end)
-    return padded(log.rows[at], log.items[at], end - begin)
+def newest(log: EventLog, some: Cases, max_len: int) -> Features:
+    """The newest max_len events of each case's input."""
+    begin = np.maximum(some.begin, some.end - max_len)
+    at = spans(begin, some.end)
+    return padded(log.rows[at], log.items[at], some.end - begin)
+
+
+def aged(model: Score, events: int = 0, until: Callable[[np.ndarray], np.ndarray] | None = None) -> Score:
+    """A model that sees older inputs: without the last `events`, and with those only that are before `until` of the target's time, ms (n,).
+
+    At least one event stays: a profile that is older than its user's history is no profile.
+    """
+
+    def score(log: EventLog, some: Cases) -> np.ndarray:
+        end = some.end - events
+        if until is not None:
+            limit = until(log.rows["ts_ms"][some.target])
+            end = np.minimum(end, [a + np.searchsorted(log.rows["ts_ms"][a:b], t) for a, b, t in zip(some.begin, some.end, limit, strict=True)])
+        return model(log, Cases(some.begin, np.maximum(end, some.begin + 1), some.target))
+
+    return score
 
 
 def decayed_mean(max_len: int = 64) -> Score:
@@ -52,13 +69,13 @@ def decayed_mean(max_len: int = 64) -> Score:
     return score
 
 
-def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0) -> Score:
-    """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see."""
+def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray) -> Score:
+    """A torch encoder; `residual` (N,) rows of its ID residuals."""
     model.eval()
     items = projected(model, log, residual)
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        inputs = tensors(model_inputs(newest(log, some, model.config.max_len, stale)), items)
+        inputs = tensors(model_inputs(newest(log, some, model.config.max_len)), items)
         with torch.inference_mode():
             return np.asarray((model(**inputs) @ items.T).float().cpu())
 
