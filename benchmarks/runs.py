@@ -34,7 +34,9 @@ ORDERS: dict[str, Any] = {  # what both logs lack: times, behaviors, values
 ML1M = Recipe(
     **ORDERS, preset="s", max_len=200, negatives=0, residual_dropout=0.0, drop_event=0.0, unknown_platform=0.0, batch_events=8192, epochs=40
 )
-FOOD = Recipe(**ORDERS, preset="s", max_len=50, epochs=12, ema=0.995)
+FOOD = Recipe(
+    **ORDERS, preset="s", max_len=50, epochs=10, ema=0.99, lr=2e-3, residual_dropout=0.25, drop_event=0.0, drop_platform=0.0, unknown_platform=0.0
+)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ MASK = BEHAVIOR_SLOTS - 1
 """Behavior of an event whose own is hidden from the model."""
 EXACT, DISTANCES, LONGEST = 64, 96, 512
 """Distances up to EXACT have a bias of their own, longer ones share DISTANCES - EXACT logarithmic buckets up to LONGEST."""
+LENGTH = 0.3
+"""Of an untrained item before it is normalised: the shorter, the faster a step turns it (docs/log.md has the figures)."""
 TIME_BUCKETS = 32
 """One a factor of two: 1 s to 136 years."""
 
@@ -83,7 +85,7 @@ class ItemProjector(nn.Module):
         self.direct = nn.Linear(config.item_dims, config.dims)
         self.up, self.down = nn.Linear(config.item_dims, 256), nn.Linear(256, config.dims)
         self.content = config.content
-        nn.init.eye_(self.direct.weight)
+        self.direct.weight.data.copy_(LENGTH * torch.eye(config.dims, config.item_dims))
         nn.init.zeros_(self.direct.bias)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
@@ -95,12 +97,12 @@ class ItemProjector(nn.Module):
         return normalised(self.direct(vectors) + self.down(F.gelu(self.up(vectors))) + residuals)
 
     def whiten(self, vectors: Tensor) -> None:
-        """Start the linear path as the whitening (WhitenRec, arXiv 2402.02816) of a catalogue's own vectors (n, D), n > D, at a mean length of 1."""
+        """Start the linear path as the whitening (WhitenRec, arXiv 2402.02816) of a catalogue's own vectors (n, D), n > D."""
         mean, dims = vectors.mean(0), self.direct.out_features
         values, axes = torch.linalg.eigh(torch.cov((vectors - mean).T.double()))
         top = values.argsort(descending=True)[:dims]
         matrix = (axes[:, top] / (values[top] + 1e-8).sqrt()).T.to(vectors.dtype)  # (E, D)
-        matrix /= ((vectors - mean) @ matrix.T).norm(dim=1).mean()
+        matrix *= LENGTH / ((vectors - mean) @ matrix.T).norm(dim=1).mean()
         with torch.no_grad():
             self.direct.weight[: len(matrix)] = matrix
             self.direct.bias[: len(matrix)] = -matrix @ mean
