@@ -38,10 +38,10 @@ def fresh_accelerator() -> None:
 QUICK = Recipe(preset="xs", dims=16, max_len=8, epochs=1, batch_users=8, negatives=16, log_to="none", precision="no", threads=1, residual_min_count=1)
 
 
-def made_log(users: int = 40, seed: int = 0, ties: bool = False) -> EventLog:
+def made_log(users: int = 40, seed: int = 0, ties: bool = False, dims: int = DIMS) -> EventLog:
     """Users of two tastes on two platforms; each taste has its own items."""
     r = np.random.default_rng(seed)
-    vectors = r.standard_normal((ITEMS, DIMS)).astype(np.float32)
+    vectors = r.standard_normal((ITEMS, dims)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codes = [1 + n % 2 for n in range(ITEMS)]
     items = catalogue([f"p{c}:{n}" for n, c in enumerate(codes)], vectors, codes, {1: "p1", 2: "p2"})

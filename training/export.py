@@ -16,8 +16,9 @@ import numpy as np
 import onnxruntime
 import torch
 import typer
+from safetensors.torch import load, save
 
-from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, publish
+from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, pack_residuals, publish, read_residuals
 from encoder.features import NUMERIC, TIMES
 from encoder.model import PRESETS, SequenceEncoder, preset
 from encoder.towers import TowerError, load_tower
@@ -130,6 +131,10 @@ def export(
 ) -> Bundle:
     """Write a bundle; `keys` are the item keys of the ID residuals in order. Raises BundleError when ONNX and torch differ."""
     model, config = model.cpu().float().eval(), model.config
+    keys = np.zeros(0, np.uint64) if keys is None else keys
+    if len(keys) != config.residuals:
+        raise BundleError(f"{len(keys)} item keys for {config.residuals} ID residuals")
+    model.round_residuals()
     graph, items = to_onnx(model), items_to_onnx(model)
     worst = parity(model, graph)
     if worst > PARITY:
@@ -139,14 +144,12 @@ def export(
         if (least := cosine(graph, small, config.dims)) < COSINE:
             raise BundleError(f"int8: cosine {least:.4f} with float32, want at least {COSINE}")
         graph = small
-    keys = np.zeros(0, np.uint64) if keys is None else keys
-    stream = io.BytesIO()
-    np.savez(stream, keys=keys, residuals=model.residual.weight.detach().numpy()[1 : len(keys) + 1].astype(np.float16))
-    files = {ONNX: graph, ITEMS: items, RESIDUALS: stream.getvalue()}
+    files = {ONNX: graph, ITEMS: items, RESIDUALS: pack_residuals(keys, model.residual.weight.detach().numpy()[1:])}
     if weights:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             files |= {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        files[WEIGHTS] = save({k: v for k, v in load(files[WEIGHTS]).items() if k != "residual.weight"})
     digest = hashlib.sha256(graph + items + files[RESIDUALS]).hexdigest()[:8]
     # Every encoder has a space of its own until vectors of two are shown to compare.
     manifest = Manifest(
@@ -177,7 +180,7 @@ def main(
                 raise BundleError(f"--model {model}: no {CONFIG}")
             encoder = SequenceEncoder.from_pretrained(str(model))
             if (model / RESIDUALS).exists():
-                keys = np.load(model / RESIDUALS)["keys"]
+                keys = read_residuals(model, encoder.config.dims)[0]
         else:
             encoder = SequenceEncoder(preset(preset_name, items.dims, dims=min(128, items.dims), max_len=max_len))
         if encoder.config.item_dims != items.dims:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
+from encoder.bundle import WEIGHTS, Bundle, BundleError, open_bundle, read_residuals
 from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
@@ -40,6 +40,7 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     trained = train(log, split, job.recipe, folder, start, say)
     if os.environ.get("RANK", "0") != "0":
         return None
+    trained.model.round_residuals()
     models = {"before": before(job, log), "trained": model_scores(trained.model, log, trained.residual), **baselines(log, counts)}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     results = compared(found, log, split, split.test)
@@ -76,7 +77,8 @@ def before(job: Job, log: EventLog) -> Score:
 
 def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
     """A release's torch encoder, and the catalogue row of each of its ID residuals, UNKNOWN where an item is not in the log."""
-    return SequenceEncoder.from_pretrained(str(folder)), log.catalogue.table.index(np.load(folder / RESIDUALS)["keys"])
+    model = SequenceEncoder.from_pretrained(str(folder))
+    return model, log.catalogue.table.index(read_residuals(folder, model.config.dims)[0])
 
 
 def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog) -> Score:

@@ -1,0 +1,67 @@
+"""From a trained encoder to a release, and on from a release."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from encoder.bundle import Bundle, BundleError, open_bundle
+from encoder.runtime import OnnxEncoder
+from tests.test_training import QUICK, made_log
+from training.evaluate import rank
+from training.export import export
+from training.finetune import Trained, residual_rows, train
+from training.run import release_scores, stored, warm
+from training.scorers import model_scores, newest
+from training.splits import leave_one_out
+
+LOG = made_log()
+SPLIT = leave_one_out(LOG)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Bundle]:
+    """A quickly trained encoder and its bundle."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("released")
+    trained = train(LOG, SPLIT, QUICK.model_copy(update={"epochs": 3, "lr": 1e-2}), folder / "run")
+    keys = LOG.catalogue.table.keys[np.flatnonzero(trained.residual)]
+    trained.model.round_residuals()
+    return trained, export(trained.model, folder / "b", "items-space", "xs", keys)
+
+
+def test_release_is_what_was_measured(released: tuple[Trained, Bundle]) -> None:
+    """A release read again, on torch or on ONNX Runtime, gives the trained encoder's scores."""
+    trained, bundle = released
+    assert trained.model.residual.weight.abs().max() > 1e-3
+    want = model_scores(trained.model, LOG, trained.residual)(LOG, SPLIT.test)
+    np.testing.assert_allclose(release_scores(*stored(bundle.folder, LOG), LOG)(LOG, SPLIT.test), want, atol=1e-6)
+    onnx, table = OnnxEncoder(bundle), LOG.catalogue.table
+    users = onnx.encode(newest(LOG, SPLIT.test, onnx.max_len), table)
+    items = onnx.project(table.vectors[1 : LOG.catalogue.size], table.keys[1 : LOG.catalogue.size])
+    np.testing.assert_allclose(users @ items.T, want[:, 1:], atol=1e-4)
+
+
+def test_warm_start(released: tuple[Trained, Bundle], tmp_path: Path) -> None:
+    """Training that goes on from a release begins with its weights; ID residuals follow their items, and new ones are zero."""
+    trained, bundle = released
+    counts = LOG.counts(SPLIT.trained(len(LOG.rows)))
+    recipe = QUICK.model_copy(update={"residual_min_count": 5})
+    residual = residual_rows(counts, recipe)
+    assert 0 < residual.max() < trained.residual.max()
+    encoder = warm(bundle, LOG, SPLIT, recipe, residual)
+    at = torch.from_numpy(np.flatnonzero(residual))
+    torch.testing.assert_close(encoder.residual.weight[residual[at]], trained.model.residual.weight[trained.residual[at]])
+    rest = [{k: v for k, v in m.state_dict().items() if k != "residual.weight"} for m in (encoder, trained.model)]
+    torch.testing.assert_close(*rest)
+    everything = np.where(np.arange(LOG.catalogue.size) > 0, np.arange(LOG.catalogue.size), 0)
+    more = warm(bundle, LOG, SPLIT, QUICK, everything)
+    assert not more.residual.weight[everything[(trained.residual == 0)]].any()
+    found, want = (rank(model_scores(m, LOG, r), LOG, SPLIT.test).rank for m, r in ((more, everything), (trained.model, trained.residual)))
+    np.testing.assert_array_equal(found, want)
+    with pytest.raises(BundleError, match=r"of another shape than training.preset = 's'"):
+        warm(bundle, LOG, SPLIT, QUICK.model_copy(update={"preset": "s"}), residual)
+    with pytest.raises(BundleError, match="reads vectors of 16 dims, the tower makes 8"):
+        warm(open_bundle(bundle.folder), made_log(dims=8), SPLIT, QUICK, residual)
