@@ -31,7 +31,8 @@ from encoder.model import SequenceEncoder, preset
 from encoder.runtime import OnnxEncoder, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
-from training.export import COSINE, cosine, export, parity, quantised, to_onnx
+from training.export import examples, export, parity, to_onnx
+from training.quantise import COSINE, cosine, quantised
 
 DIMS = 16
 
@@ -107,7 +108,7 @@ def test_parity(name: str) -> None:
     model = shaken(name).eval()
     graph = to_onnx(model)
     assert parity(model, graph) <= 1e-4
-    assert cosine(graph, quantised(graph), DIMS) >= COSINE
+    assert cosine(graph, quantised(graph), examples(DIMS)) >= COSINE
 
 
 def test_torch_encoder(bundle: Path) -> None:

@@ -1,5 +1,7 @@
 """From a trained encoder to a release, and on from a release."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from encoder.bundle import Bundle, BundleError, open_bundle
+from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
 from encoder.runtime import OnnxEncoder
 from tests.test_training import QUICK, made_log
+from training import quantise
 from training.evaluate import rank
-from training.export import export
+from training.export import examples, export, to_onnx
 from training.finetune import Trained, residual_rows, train
+from training.metrics import METRICS
+from training.quantise import gated
 from training.run import release_scores, stored, warm
 from training.scorers import model_scores, newest
 from training.splits import leave_one_out
@@ -65,3 +70,35 @@ def test_warm_start(released: tuple[Trained, Bundle], tmp_path: Path) -> None:
         warm(bundle, LOG, SPLIT, QUICK.model_copy(update={"preset": "s"}), residual)
     with pytest.raises(BundleError, match="reads vectors of 16 dims, the tower makes 8"):
         warm(open_bundle(bundle.folder), made_log(dims=8), SPLIT, QUICK, residual)
+
+
+def test_int8(released: tuple[Trained, Bundle]) -> None:
+    """An int8 graph is smaller, keeps its vectors, and says what both forms were measured by."""
+    trained, bundle = released
+    graph, items = bundle.onnx.read_bytes(), bundle.items.read_bytes()
+    keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
+    small, measured = gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, examples(16))
+    assert len(small) < len(graph) / 1.5
+    assert measured["int8 cosine"] >= quantise.COSINE
+    assert measured["int8 time / float32 time"] > 0
+    want = rank(model_scores(trained.model, LOG, trained.residual), LOG, SPLIT.test).rank
+    assert measured["float32 hr@10"] == pytest.approx((want <= 10).mean())
+    assert measured["float32 ndcg@10"] == pytest.approx(METRICS["ndcg@10"](want).mean(), abs=1e-4)
+    assert measured["hr@10"] >= 0.99 * measured["float32 hr@10"] > 0
+
+
+def test_int8_refused(released: tuple[Trained, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix with an outlier that float32 never notices loses all else in int8: it is refused, with both forms' figures."""
+    trained, bundle = released
+    spoilt = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        spoilt.norm.weight[0], spoilt.norm.bias[0] = 0, 0
+        spoilt.out.weight[:, 0] = 1e5
+    spoilt.config = replace(spoilt.config, start_at_mean=False)  # what is left is what the matrix makes
+    graph, items = to_onnx(spoilt), bundle.items.read_bytes()
+    keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
+    with pytest.raises(BundleError, match=r"int8: cosine 0\.\d+ with float32, want at least 0\.995"):
+        gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, [])
+    monkeypatch.setattr(quantise, "COSINE", -1)
+    with pytest.raises(BundleError, match=r"int8: HR@10 0\.\d+ instead of 0\.\d+, NDCG@10 0\.\d+ instead of 0\.\d+ on \d+ test targets"):
+        gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, [])

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from encoder.bundle import WEIGHTS, Bundle, BundleError, open_bundle, read_residuals
 from encoder.features import UNKNOWN
-from encoder.model import SequenceEncoder
+from encoder.model import PRESETS, SequenceEncoder, preset
 from encoder.recipe import Recipe
+from encoder.towers import Tower, load_tower
 from training.evaluate import Ranked, Score, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
@@ -51,11 +52,45 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     return bundle
 
 
+def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, say: Say) -> Bundle:
+    """An untrained encoder of preset `name`, or another form of the release in `model`. Raises BundleError, DataError."""
+    if int8 and job.data is None:
+        raise BundleError("--int8: needs --data, a log on whose test part int8 is compared with float32")
+    tower, keys, metrics = load_tower(job.tower), np.zeros(0, np.uint64), dict[str, float]()
+    if model is None:
+        if name not in PRESETS:
+            raise BundleError(f"--preset {name}: want one of {', '.join(PRESETS)}")
+        torch.manual_seed(job.recipe.seed)
+        encoder = SequenceEncoder(preset(name, tower.dims, dims=min(job.recipe.dims, tower.dims), max_len=job.recipe.max_len))
+    else:
+        bundle = fitting(model, tower)
+        encoder = SequenceEncoder.from_pretrained(str(model))
+        keys, metrics = read_residuals(model, encoder.config.dims)[0], bundle.manifest.metrics
+        name = bundle.manifest.version.rpartition("-")[0]
+    if not int8:
+        return export(encoder, out, tower.space_id, name, keys, metrics)
+    log, _ = job.load(say)
+    return export(encoder, out, tower.space_id, name, keys, int8=(log, job.split(log).test))
+
+
+def weighted(bundle: Bundle) -> Bundle:
+    """The bundle itself. Raises BundleError where it was written without its torch encoder."""
+    if WEIGHTS not in bundle.manifest.files:
+        raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, the torch encoder")
+    return bundle
+
+
+def fitting(folder: Path, tower: Tower) -> Bundle:
+    """A bundle with its torch encoder, for the tower. Raises BundleError."""
+    bundle = weighted(open_bundle(folder))
+    if bundle.manifest.item_space_id != tower.space_id:
+        raise BundleError(f"bundle {folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
+    return bundle
+
+
 def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) -> SequenceEncoder:
     """A new encoder with a release's weights; ID residuals go along by item key. Raises BundleError where it cannot be read."""
-    if WEIGHTS not in bundle.manifest.files:
-        raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, so training cannot go on from it")
-    old, rows = stored(bundle.folder, log)
+    old, rows = stored(weighted(bundle).folder, log)
     if old.config.item_dims != log.catalogue.table.dims:
         raise BundleError(f"bundle {bundle.folder}: reads vectors of {old.config.item_dims} dims, the tower makes {log.catalogue.table.dims}")
     encoder = fresh(log, split, recipe, residual)
@@ -111,9 +146,7 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, An
     models = baselines(log, log.counts(split.trained(len(log.rows))))
     extra: dict[str, Any] = {}
     if bundle != "baseline":
-        opened = open_bundle(Path(bundle))
-        if opened.manifest.item_space_id != tower.space_id:
-            raise BundleError(f"bundle {bundle}: item_space_id = {opened.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
+        opened = fitting(Path(bundle), tower)
         model, rows = stored(opened.folder, log)
         models = {opened.manifest.version: release_scores(model, rows, log), **models}
         extra["behavior"] = tags(model, log, split.test)
