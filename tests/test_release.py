@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
+from encoder.model import SequenceEncoder, preset
 from encoder.runtime import OnnxEncoder
 from tests.test_training import QUICK, made_log
 from training import quantise
@@ -18,9 +19,10 @@ from training.export import examples, export, to_onnx
 from training.finetune import Trained, residual_rows, train
 from training.metrics import METRICS
 from training.quantise import gated
-from training.run import release_scores, stored, warm
+from training.run import stored, warm
 from training.scorers import model_scores, newest
 from training.splits import leave_one_out
+from training.tagging import tags
 
 LOG = made_log()
 SPLIT = leave_one_out(LOG)
@@ -42,7 +44,9 @@ def test_release_is_what_was_measured(released: tuple[Trained, Bundle]) -> None:
     trained, bundle = released
     assert trained.model.residual.weight.abs().max() > 1e-3
     want = model_scores(trained.model, LOG, trained.residual)(LOG, SPLIT.test)
-    np.testing.assert_allclose(release_scores(*stored(bundle.folder, LOG), LOG)(LOG, SPLIT.test), want, atol=1e-6)
+    model, residual = stored(bundle.folder, LOG)
+    np.testing.assert_array_equal(residual, trained.residual)
+    np.testing.assert_allclose(model_scores(model, LOG, residual)(LOG, SPLIT.test), want, atol=1e-6)
     onnx, table = OnnxEncoder(bundle), LOG.catalogue.table
     users = onnx.encode(newest(LOG, SPLIT.test, onnx.max_len), table)
     items = onnx.project(table.vectors[1 : LOG.catalogue.size], table.keys[1 : LOG.catalogue.size])
@@ -102,3 +106,22 @@ def test_int8_refused(released: tuple[Trained, Bundle], monkeypatch: pytest.Monk
     monkeypatch.setattr(quantise, "COSINE", -1)
     with pytest.raises(BundleError, match=r"int8: HR@10 0\.\d+ instead of 0\.\d+, NDCG@10 0\.\d+ instead of 0\.\d+ on \d+ test targets"):
         gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, [])
+
+
+def test_tags_see_residuals() -> None:
+    """The behavior report reads items as the scores do: with their ID residuals, here all that tells one item from another."""
+    code = LOG.catalogue.size
+    torch.manual_seed(0)
+    model = SequenceEncoder(preset("xs", 16, dims=16, max_len=8, residuals=code - 1, content=False))
+    wanted = 1 + np.arange(code) % 2  # the head is fitted to tell even items from odd ones
+    with torch.no_grad():
+        model.residual.weight[1:, 0] = torch.from_numpy(np.where(wanted == 1, 1.0, -1.0)[1:]).float()
+        model.item.weight[:, 0] = 5 * torch.randn(64)
+        states = 5 * model.item.weight[:, 0]
+        model.behavior_head.weight[1], model.behavior_head.weight[2] = states, -states
+    rows = LOG.rows.copy()
+    rows["behavior"] = wanted[LOG.items]
+    log = replace(LOG, rows=rows)
+    found, blind = (tags(model, log, r, SPLIT.test) for r in (np.arange(code), np.zeros(code, np.int64)))
+    assert all(r["f1-score"] > 0.9 for platform in found.values() for r in platform.values())
+    assert any(r["f1-score"] < 0.7 for platform in blind.values() for r in platform.values())

@@ -90,7 +90,7 @@ def fitting(folder: Path, tower: Tower) -> Bundle:
 
 def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) -> SequenceEncoder:
     """A new encoder with a release's weights; ID residuals go along by item key. Raises BundleError where it cannot be read."""
-    old, rows = stored(weighted(bundle).folder, log)
+    old, there = stored(weighted(bundle).folder, log)
     if old.config.item_dims != log.catalogue.table.dims:
         raise BundleError(f"bundle {bundle.folder}: reads vectors of {old.config.item_dims} dims, the tower makes {log.catalogue.table.dims}")
     encoder = fresh(log, split, recipe, residual)
@@ -99,29 +99,28 @@ def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: 
         encoder.load_state_dict(state, strict=False)
     except RuntimeError:
         raise BundleError(f"bundle {bundle.folder}: is of another shape than training.preset = {recipe.preset!r}, dims = {recipe.dims}") from None
-    to = residual[rows]
+    both = np.flatnonzero((residual > 0) & (there > 0))
     with torch.no_grad():
-        encoder.residual.weight[to[to > 0]] = old.residual.weight[1:][torch.from_numpy(to > 0)]
+        encoder.residual.weight[residual[both]] = old.residual.weight[there[both]]
     return encoder
 
 
 def before(job: Job, log: EventLog) -> Score:
     """The encoder that training started from: a release, or the baseline."""
-    return release_scores(*stored(Path(job.recipe.start), log), log) if job.recipe.start else decayed_mean(job.recipe.max_len)
+    if not job.recipe.start:
+        return decayed_mean(job.recipe.max_len)
+    model, residual = stored(Path(job.recipe.start), log)
+    return model_scores(model, log, residual)
 
 
 def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
-    """A release's torch encoder, and the catalogue row of each of its ID residuals, UNKNOWN where an item is not in the log."""
+    """A release's torch encoder, and (N,) the row of each catalogue item among its ID residuals, 0 for none."""
     model = SequenceEncoder.from_pretrained(str(folder))
-    return model, log.catalogue.table.index(read_residuals(folder, model.config.dims)[0])
-
-
-def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog) -> Score:
-    """A release on torch, as `stored` gives it."""
+    rows = log.catalogue.table.index(read_residuals(folder, model.config.dims)[0])
     residual = np.zeros(log.catalogue.size, np.int64)
     residual[rows] = np.arange(1, len(rows) + 1)
     residual[UNKNOWN] = 0
-    return model_scores(model, log, residual)
+    return model, residual
 
 
 def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
@@ -147,9 +146,9 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, An
     extra: dict[str, Any] = {}
     if bundle != "baseline":
         opened = fitting(Path(bundle), tower)
-        model, rows = stored(opened.folder, log)
-        models = {opened.manifest.version: release_scores(model, rows, log), **models}
-        extra["behavior"] = tags(model, log, split.test)
+        model, residual = stored(opened.folder, log)
+        models = {opened.manifest.version: model_scores(model, log, residual), **models}
+        extra["behavior"] = tags(model, log, residual, split.test)
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     return {**compared(found, log, split, split.test), **extra}
 
