@@ -10,6 +10,7 @@ vectors by a last layer that starts at zero, so that training starts at the base
 import contextlib
 import io
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.baseline import HALF_LIFE
+from encoder.bundle import RESIDUALS, BundleError, read_residuals
 from encoder.features import NUMERIC, TIMES
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 
@@ -204,7 +206,10 @@ class OwnBody(nn.Module):
 
 
 class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
-    """Windows -> interest vectors, items -> the same space. `from_pretrained` and `save_pretrained` read and write config.json and safetensors."""
+    """Windows -> interest vectors, items -> the same space.
+
+    `from_pretrained` and `save_pretrained` read and write config.json and safetensors; of a bundle `from_pretrained` reads the residuals too.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -242,7 +247,19 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         # The library says on stdout that it loads; stdout is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             model: SequenceEncoder = super()._from_pretrained(**arguments)
+        folder = Path(arguments["model_id"])
+        if (folder / RESIDUALS).exists():
+            residuals = read_residuals(folder, model.config.dims)[1]
+            if len(residuals) != model.config.residuals:
+                raise BundleError(f"{folder / RESIDUALS}: holds {len(residuals)} residuals, config.json says {model.config.residuals}")
+            with torch.no_grad():
+                model.residual.weight[1:] = torch.from_numpy(residuals)
         return model
+
+    def round_residuals(self) -> None:
+        """Make the ID residuals what a bundle holds of them: what was measured before an export is what is measured after it."""
+        with torch.no_grad():
+            self.residual.weight.copy_(self.residual.weight.half().float())
 
     @property
     def temperature(self) -> Tensor:

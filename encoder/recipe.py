@@ -25,7 +25,7 @@ class Recipe(BaseModel):
     adapter: Literal["none", "lora", "adalora", "prefix"] = "none"
     """Train adapters in the body instead of its weights; `prefix` for a GPT body only."""
     adapter_rank: Positive = 8
-    """Rank of LoRA and AdaLoRA, length of a prefix."""
+    """Rank of LoRA, AdaLoRA's mean rank at the end, length of a prefix."""
     freeze: tuple[str, ...] = ()
     """Names of parameters that stay as they are, with * and ?: `body.*`."""
     start: str = ""

@@ -66,13 +66,15 @@ def export(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the new bundle")],
     model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported again; without, the untrained one")] = None,
     preset: str = "xs",
-    int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if the vectors change")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if rankings on the test part of DATA get worse")] = False,
+    data: Annotated[str | None, typer.Option(help="Log for --int8, as for evaluate")] = None,
+    change: Set = None,
     config: Config = None,
 ) -> None:
     """Write a bundle: an untrained encoder, or another form of a release."""
-    tower = load(config).encoding.tower
     more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else [])]
-    start(["-m", "training.export", "--out", str(out_folder), "--preset", preset, "--tower", tower, *more])
+    with job(load(config), data, change, {}) as file:
+        start(["-m", "training", "export", str(file), "--out", str(out_folder), "--preset", preset, *more])
 
 
 def world(
@@ -91,7 +93,7 @@ def world(
 
 
 @contextmanager
-def job(settings: Settings, data: str, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
+def job(settings: Settings, data: str | None, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
     """The job file of a training process. Raises SettingsError for a --set that is none."""
     recipe = settings.training.model_dump(mode="json") | given
     for pair in change or ():
@@ -103,7 +105,7 @@ def job(settings: Settings, data: str, change: list[str] | None, given: dict[str
         except ValueError:
             recipe[key] = value
     with tempfile.TemporaryDirectory(prefix="currents-job-") as folder:
-        if data.split(":", maxsplit=1)[0] == "topic":
+        if data and data.split(":", maxsplit=1)[0] == "topic":
             from streams.written import write_topic
 
             write_topic(settings, data, Path(folder))

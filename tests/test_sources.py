@@ -136,13 +136,21 @@ def test_commands(tmp_path: Path) -> None:
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
     assert len(rows) == 200
     assert np.linalg.norm(rows[0]["vector"]) == pytest.approx(1, abs=1e-3)
-    done = run("export", "--out", "c", "--model", "b", "--int8", *config, cwd=tmp_path)
+    done = run("export", "--out", "c", "--model", "b", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    kept = [json.loads((tmp_path / folder / "manifest.json").read_text()) for folder in ("b", "c")]
+    assert kept[0]["metrics"] == kept[1]["metrics"] == told["metrics"]
+    done = run("export", "--out", "d", "--preset", "xs", "--int8", "--data", "w", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "d" / "manifest.json").read_text())["metrics"]
+    assert measured["hr@10"] == pytest.approx(measured["float32 hr@10"], rel=0.01)
     for arguments, message in (
         (("train", "w", "--out", "b", *config), "b: exists; a release is never changed"),
-        (("train", "none", "--out", "d", *config), "none: no such folder"),
-        (("train", "w", "--out", "d", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
-        (("train", "w", "--out", "d", "--set", "speed=1", *config), "--set speed=1: want key=value"),
+        (("export", "--out", "e", "--model", "b", "--int8", *config), "--int8: needs --data"),
+        (("export", "--out", "e", "--preset", "m", *config), "--preset m: want one of xs, s, l"),
+        (("train", "none", "--out", "e", *config), "none: no such folder"),
+        (("train", "w", "--out", "e", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
+        (("train", "w", "--out", "e", "--set", "speed=1", *config), "--set speed=1: want key=value"),
         (("evaluate", "none", "w", *config), "bundle none: no such folder"),
     ):
         done = run(*arguments, cwd=tmp_path)

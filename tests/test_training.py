@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from encoder.features import UNKNOWN
@@ -37,10 +38,10 @@ def fresh_accelerator() -> None:
 QUICK = Recipe(preset="xs", dims=16, max_len=8, epochs=1, batch_users=8, negatives=16, log_to="none", precision="no", threads=1, residual_min_count=1)
 
 
-def made_log(users: int = 40, seed: int = 0, ties: bool = False) -> EventLog:
+def made_log(users: int = 40, seed: int = 0, ties: bool = False, dims: int = DIMS) -> EventLog:
     """Users of two tastes on two platforms; each taste has its own items."""
     r = np.random.default_rng(seed)
-    vectors = r.standard_normal((ITEMS, DIMS)).astype(np.float32)
+    vectors = r.standard_normal((ITEMS, dims)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codes = [1 + n % 2 for n in range(ITEMS)]
     items = catalogue([f"p{c}:{n}" for n, c in enumerate(codes)], vectors, codes, {1: "p1", 2: "p2"})
@@ -259,21 +260,22 @@ def test_four_steps(tmp_path: Path) -> None:
     assert out.losses[:4] == pytest.approx(PINNED, abs=1e-4)
 
 
-def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run killed between two steps goes on with the losses of the unbroken one."""
+@pytest.mark.parametrize("change", [{}, {"adapter": "lora"}, {"adapter": "adalora", "adapter_rank": 2, "lr": 1e-2}, {"accumulate": 3}], ids=str)
+def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
+    """A run killed between two steps goes on with the losses of the unbroken one, and ends with its weights."""
     log = made_log()
-    split, recipe = leave_one_out(log), QUICK.model_copy(update={"epochs": 2, "checkpoint_steps": 2})
-    whole = train(log, split, recipe, tmp_path / "whole").losses
+    split, recipe = leave_one_out(log), QUICK.model_copy(update={"epochs": 3, "checkpoint_steps": 2, **change})
+    whole = train(log, split, recipe, tmp_path / "whole")
 
     class Killed(Exception):
         pass
 
-    count = 0
+    count, done = 0, len(whole.losses) - 4
 
     def killed(*arguments: object) -> Batch:
         nonlocal count
         count += 1
-        if count == 4:
+        if count > done:
             raise Killed
         return batch(*arguments)  # type: ignore[arg-type]
 
@@ -281,8 +283,22 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         train(log, split, recipe, tmp_path / "broken")
     monkeypatch.setattr("training.finetune.batch", batch)
-    rest = train(log, split, recipe, tmp_path / "broken").losses
-    assert rest == pytest.approx(whole[2:], abs=1e-5)
+    rest = train(log, split, recipe, tmp_path / "broken")
+    assert 0 < len(rest.losses) < len(whole.losses)
+    assert rest.losses == pytest.approx(whole.losses[-len(rest.losses) :], abs=1e-5)
+    torch.testing.assert_close(rest.model.state_dict(), whole.model.state_dict(), atol=1e-5, rtol=0)
+    stored = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("broken", "whole")]
+    torch.testing.assert_close(*stored, atol=1e-5, rtol=0)
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """AdaLoRA's ranks fall to the budget by the end of a run: the rank times the number of matrices, not the same for each."""
+    log = made_log()
+    train(log, leave_one_out(log), QUICK.model_copy(update={"adapter": "adalora", "adapter_rank": 2, "epochs": 8}), tmp_path)
+    stored = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    ranks = [int((values != 0).sum()) for name, values in stored.items() if "lora_E" in name]
+    assert sum(ranks) == 2 * len(ranks)
+    assert len(set(ranks)) > 1
 
 
 def test_learns(tmp_path: Path) -> None:
@@ -308,8 +324,9 @@ def test_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"adapter": "lora"}, {"adapter": "adalora"}, {"freeze": ("body.*", "residual*")}, {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2},
-    {"content": False}, {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
+    {"adapter": "lora"}, {"adapter": "adalora", "precision": "bf16", "accumulate": 2}, {"freeze": ("body.*", "residual*")},
+    {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2}, {"content": False},
+    {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
 ])  # fmt: skip
 def test_switches(tmp_path: Path, change: dict[str, object]) -> None:
     """Every switch of the recipe trains, and what is frozen stays."""
@@ -328,6 +345,8 @@ def test_bad_pattern(tmp_path: Path) -> None:
     log = made_log()
     with pytest.raises(DataError, match=r"'bodi\.\*' names no parameter; there are .*body\.\*"):
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("bodi.*",)}), tmp_path)
+    with pytest.raises(DataError, match=r"'body\.\*' names the adapters too"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("body.*",), "adapter": "lora"}), tmp_path)
 
 
 def test_report() -> None:

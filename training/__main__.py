@@ -1,4 +1,4 @@
-"""The training process: `currents train`, `evaluate` and `encode` start it with a job file."""
+"""The training process: `currents train`, `evaluate`, `encode` and `export` start it with a job file."""
 
 import json
 import logging
@@ -35,8 +35,7 @@ def train(job_file: JobFile, out: Out, work: Annotated[Path | None, typer.Option
     from training.run import train_and_export
 
     job = read(job_file)
-    if out.exists():
-        raise BundleError(f"{out}: exists; a release is never changed, choose another folder")
+    must_be_new(out)
     folder = work or out.with_name(out.name + ".run")
     folder.mkdir(parents=True, exist_ok=True)
     bundle = train_and_export(job, out, folder, say)
@@ -90,6 +89,29 @@ def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(hel
         with out.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     say(f"{out}: {len(rows)} users")
+
+
+@app.command()
+def export(
+    job_file: JobFile,
+    out: Out,
+    preset: str = "xs",
+    model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported; without, the untrained one of the preset")] = None,
+    int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if it is worse on the test part of the job's log")] = False,
+) -> None:
+    """A bundle of an untrained encoder, or another form of a release."""
+    from training.run import exported
+
+    must_be_new(out)
+    bundle = exported(read(job_file), out, preset, model, int8, say)
+    told = "".join(f", {k} {v}" for k, v in bundle.manifest.metrics.items())
+    print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB{told}")
+
+
+def must_be_new(out: Path) -> None:
+    """Before anything that takes long. Raises BundleError."""
+    if out.exists():
+        raise BundleError(f"{out}: exists; a release is never changed, choose another folder")
 
 
 def read(path: Path) -> Job:
