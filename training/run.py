@@ -14,6 +14,7 @@ from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
 from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
+from schemas.windows import Policy
 from training.evaluate import Ranked, Score, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
@@ -79,12 +80,12 @@ def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
     return SequenceEncoder.from_pretrained(str(folder)), log.catalogue.table.index(np.load(folder / RESIDUALS)["keys"])
 
 
-def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog) -> Score:
-    """A release on torch, as `stored` gives it."""
+def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog, policy: Policy | None = None) -> Score:
+    """A release on torch, as `stored` gives it; `policy`: of the windows that it reads."""
     residual = np.zeros(log.catalogue.size, np.int64)
     residual[rows] = np.arange(1, len(rows) + 1)
     residual[UNKNOWN] = 0
-    return model_scores(model, log, residual)
+    return model_scores(model, log, residual, policy=policy)
 
 
 def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 
 from encoder.baseline import Baseline
-from encoder.features import Features, model_inputs, padded
+from encoder.features import Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
+from schemas.windows import Policy
 from training.evaluate import Score
-from training.log import EventLog, spans
+from training.log import EventLog, spans, windows
 from training.splits import Cases
 
 WEEK_MS = 7 * 86_400_000
@@ -40,25 +41,32 @@ def newest(log: EventLog, some: Cases, max_len: int, skip: int = 0) -> Features:
     return padded(log.rows[at], log.items[at], end - begin)
 
 
-def decayed_mean(max_len: int = 64) -> Score:
-    """The day-0 encoder on the tower's vectors."""
+def seen(log: EventLog, some: Cases, max_len: int, policy: Policy | None, skip: int = 0) -> Features:
+    """The newest max_len events of each case's input, but for the `skip` last ones; under a policy, what a worker's encoder sees of its window."""
+    if policy is None:
+        return newest(log, some, max_len, skip)
+    return fitted(windows(log, some.begin, np.maximum(some.end - skip, some.begin + 1), policy), max_len, policy)
+
+
+def decayed_mean(max_len: int = 64, policy: Policy | None = None) -> Score:
+    """The day-0 encoder on the tower's vectors; `policy`: of the windows that it reads."""
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
         table = log.catalogue.table
         encoder = Baseline(table.dims, "", max_len)
-        out: np.ndarray = encoder.encode(newest(log, some, max_len), table) @ table.vectors[: log.catalogue.size].T
+        out: np.ndarray = encoder.encode(seen(log, some, max_len, policy), table) @ table.vectors[: log.catalogue.size].T
         return out
 
     return score
 
 
-def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0) -> Score:
-    """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see."""
+def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0, policy: Policy | None = None) -> Score:
+    """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see; `policy`: of its windows."""
     model.eval()
     items = projected(model, log, residual)
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        inputs = tensors(model_inputs(newest(log, some, model.config.max_len, stale)), items)
+        inputs = tensors(model_inputs(seen(log, some, model.config.max_len, policy, stale)), items)
         with torch.inference_mode():
             return np.asarray((model(**inputs) @ items.T).float().cpu())
 
