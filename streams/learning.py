@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +117,7 @@ def job(settings: Settings, data: str | None, change: list[str] | None, given: d
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,
+            "window": asdict(settings.encoding.policy),
         }
         path = Path(folder) / "job.json"
         path.write_text(jsonlib.dumps(row))

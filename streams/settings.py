@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
+from schemas.windows import Policy
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -96,7 +97,14 @@ class Encoding(Section):
     encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
-    window: int = Field(64, ge=1, le=512, description="Events kept per user")
+    window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")
+    window_per_platform: int = Field(0, ge=0, le=64, description="Besides, the newest of each platform; 0: none")
+    window_strong: int = Field(0, ge=0, le=512, description="Besides, the newest strong actions, such as buy, like, follow or hide; 0: none")
+
+    @property
+    def policy(self) -> Policy:
+        """What a window keeps."""
+        return Policy(self.window, self.window_per_platform, self.window_strong)
 
 
 class Portrait(Section):

@@ -54,7 +54,7 @@ class Worker:
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(self.app)
-        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
+        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.policy)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
@@ -102,10 +102,10 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        window = self.settings.encoding.window
+        policy = self.settings.encoding.policy
         while True:
             tablet.strange = False
-            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, window, self.metrics.restored.inc)
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, self.metrics.restored.inc)
             if wrong and not await self.updater.repair(tablet, wrong):
                 return
             if not tablet.strange:  # else another worker's rows came in between

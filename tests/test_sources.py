@@ -17,6 +17,9 @@ from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
 from schemas.items import ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
+from schemas.windows import Policy
+from streams.learning import job
+from streams.settings import Encoding, Settings
 from streams.written import UNIFIED_EVENTS as EVENTS
 from streams.written import UNIFIED_ITEMS as ITEMS
 from streams.written import write_world
@@ -113,6 +116,14 @@ def test_no_data(tmp_path: Path) -> None:
 
 def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=280, cwd=cwd, check=False)
+
+
+def test_job(tmp_path: Path) -> None:
+    """A training process is told what the workers' windows keep."""
+    settings = Settings(encoding=Encoding(window=40, window_per_platform=8, window_strong=6))
+    with job(settings, str(tmp_path), ["epochs=3"], {"preset": "l"}) as file:
+        told = Job.model_validate_json(file.read_bytes())
+    assert (told.window, told.recipe.epochs, told.recipe.preset) == (Policy(40, 8, 6), 3, "l")
 
 
 @pytest.mark.broker

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from encoder.features import UNKNOWN
 from encoder.model import MASK, SequenceEncoder, preset
 from encoder.recipe import Recipe
-from schemas.windows import DTYPE, NO_DWELL
+from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, fold, rows_of
 from training import losses
 from training.batches import Batch, batch, epoch
 from training.evaluate import rank, report
 from training.finetune import train
-from training.log import EventLog, catalogue, event_log
+from training.log import EventLog, catalogue, event_log, windows
 from training.metrics import METRICS, concentration, coverage, difference, ranked
 from training.scorers import aged, decayed_mean, model_scores, popularity, recent_popularity
 from training.splits import Cases, DataError, Split, by_time, cases, held_out_users, leave_one_out
@@ -251,6 +251,20 @@ def test_aged() -> None:
 
 
 PINNED = [11.476306, 9.596242, 9.438896, 12.043861]
+
+
+@pytest.mark.parametrize("policy", [Policy(4), Policy(3, 2), Policy(2, 0, 3), Policy(2, 1, 2)])
+def test_windows_of_a_log(policy: Policy) -> None:
+    """Windows cut from a log are what the fold makes of the same rows; a scorer under a policy sees these and nothing later."""
+    log = made_log(ties=True)
+    some = cases(log, log.bounds[1:] - 1)
+    found = windows(log, some.begin, some.end, policy)
+    for n, (a, b) in enumerate(zip(some.begin, some.end, strict=True)):
+        raw = log.rows[a:b].tobytes()
+        window = fold(None, [raw[i : i + ROW_BYTES] for i in range(0, len(raw), ROW_BYTES)], policy)
+        assert found.rows[n][found.mask[n]].tobytes() == rows_of(window).tobytes()
+    if not (policy.per_platform or policy.strong):
+        np.testing.assert_array_equal(decayed_mean(64, policy)(log, some), decayed_mean(policy.overall)(log, some))
 
 
 def test_four_steps(tmp_path: Path) -> None:

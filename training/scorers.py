@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from encoder.baseline import Baseline
-from encoder.features import Features, model_inputs, padded
+from encoder.features import Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
+from schemas.windows import Policy
 from training.evaluate import Score
-from training.log import EventLog, spans
+from training.log import EventLog, spans, windows
 from training.splits import Cases
 
 WEEK_MS = 7 * 86_400_000
@@ -57,25 +58,32 @@ def aged(model: Score, events: int = 0, until: Callable[[np.ndarray], np.ndarray
     return score
 
 
-def decayed_mean(max_len: int = 64) -> Score:
-    """The day-0 encoder on the tower's vectors."""
+def seen(log: EventLog, some: Cases, max_len: int, policy: Policy | None) -> Features:
+    """The newest max_len events of each case's input; under a policy, what a worker's encoder sees of its window."""
+    if policy is None:
+        return newest(log, some, max_len)
+    return fitted(windows(log, some.begin, some.end, policy), max_len, policy)
+
+
+def decayed_mean(max_len: int = 64, policy: Policy | None = None) -> Score:
+    """The day-0 encoder on the tower's vectors; `policy`: of the windows that it reads."""
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
         table = log.catalogue.table
         encoder = Baseline(table.dims, "", max_len)
-        out: np.ndarray = encoder.encode(newest(log, some, max_len), table) @ table.vectors[: log.catalogue.size].T
+        out: np.ndarray = encoder.encode(seen(log, some, max_len, policy), table) @ table.vectors[: log.catalogue.size].T
         return out
 
     return score
 
 
-def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray) -> Score:
-    """A torch encoder; `residual` (N,) rows of its ID residuals."""
+def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, policy: Policy | None = None) -> Score:
+    """A torch encoder; `residual` (N,) rows of its ID residuals; `policy`: of the windows that it reads."""
     model.eval()
     items = projected(model, log, residual)
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        inputs = tensors(model_inputs(newest(log, some, model.config.max_len)), items)
+        inputs = tensors(model_inputs(seen(log, some, model.config.max_len, policy)), items)
         with torch.inference_mode():
             return np.asarray((model(**inputs) @ items.T).float().cpu())
 

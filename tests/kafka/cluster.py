@@ -19,9 +19,10 @@ from tests.kafka.checking import RIGHT, compare, read
 from tests.kafka.load import Load as _Load
 from tests.kafka.processes import WAIT_S, WorkerProcess, wait_for
 
-__all__ = ["RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
+__all__ = ["QUOTAS", "RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
 
 PARTITIONS = 4
+QUOTAS = {"window": 8, "window_per_platform": 10, "window_strong": 6}  # small enough that many users' windows are full
 PLAIN = """
 [[platforms]]
 name = "shop"
