@@ -137,10 +137,10 @@ def test_commands(tmp_path: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told) == {"bundle", "version", "metrics"}
     assert "<table>" in (tmp_path / "b.report.html").read_text()
-    done = run("evaluate", "b", "w", "--json", *config, cwd=tmp_path)
+    done = run("evaluate", "b", "w", "--json", "--sasrec", "--sasrec-epochs", "1", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean"]
+    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean", "SASRec, full softmax"]
     assert set(result["behavior"]) == {"shop", "video", "news"}
     done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -50,11 +50,12 @@ def evaluate(
     bundle: str,
     json_lines: Annotated[bool, typer.Option("--json")] = False,
     successive: Annotated[bool, typer.Option(help="Every event of the test span is a target, not each user's last")] = False,
+    sasrec: Annotated[int, typer.Option(help="Most epochs of a SASRec that is trained as one more baseline; 0: none")] = 0,
 ) -> None:
     """A bundle, or `baseline`, beside the baselines on the newest part of a log."""
     from training.run import evaluated, show
 
-    result = evaluated(read(job_file), bundle, successive, say)
+    result = evaluated(read(job_file), bundle, successive, say, sasrec)
     if json_lines:
         print(json.dumps(result))
     else:
