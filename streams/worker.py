@@ -20,7 +20,9 @@ from streams.batches import RecordBatch
 from streams.items import ItemStore
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
+from streams.owners import Owned
 from streams.profiler import Profiler, style_of
+from streams.ranking import Ranker
 from streams.restore import read_to_end, reader, restore
 from streams.sending import Sender
 from streams.serving import serve
@@ -56,6 +58,7 @@ class Worker:
         self.sender = Sender(self.app)
         self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
+        self.ranker = Ranker(self.store, self.tower, {self.encoder.space_id: self.encoder}, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -179,7 +182,7 @@ class Worker:
 
     async def start(self) -> None:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
-        self.spawn(serve(self))
+        self.spawn(serve(Owned(self), self.socket))
         self.spawn(self._tail_items())
         self.spawn(self.updater.reencode_forever())
         self.app.finalize()
