@@ -89,3 +89,11 @@ class Metrics(Registry):
         )
         self.age = AgeHistogram()
         r.register(self.age)
+
+
+class ReplicaMetrics(Registry):
+    """What a read replica counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Counter("currents_followed_rows_total", "Rows of the profile changelog read", registry=self.registry)

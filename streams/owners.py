@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from streams.answers import not_yet
-from streams.metrics import Registry
 from streams.ranking import Ranker
 from streams.sending import partition_of
 
@@ -17,8 +16,7 @@ class Owned:
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
-        self.settings = worker.settings
-        self.metrics: Registry = worker.metrics
+        self.settings, self.metrics = worker.settings, worker.metrics
         self._topic = worker.settings.topic("events")
         self._partitions = worker.settings.worker.partitions
 

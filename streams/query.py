@@ -27,7 +27,11 @@ class Source(Protocol):
     """Where profiles come from: what the routes ask of the process behind them."""
 
     settings: Settings
-    metrics: Registry
+
+    @property
+    def metrics(self) -> Registry:
+        """What it counts."""
+        ...
 
     def elsewhere(self, user: bytes) -> str | None:
         """URL of the process to ask instead; None when it is this one. Raises Problem when nobody has the user."""

@@ -92,6 +92,14 @@ def create(client: KafkaAdminClient, settings: Settings, platforms: bool = False
     return made
 
 
+def identity(client: KafkaAdminClient, topic: str) -> dict[str, Any]:
+    """What tells a topic from one of the same name that was made later: name, id, partitions. Raises BrokerError when it is missing."""
+    if topic not in client.list_topics():
+        raise BrokerError(f"topic {topic} is missing: has a worker run? Or run `currents topics --create`")
+    (found,) = client.describe_topics([topic])
+    return {"topic": topic, "topic_id": str(found.get("topic_id")), "partitions": len(found["partitions"])}
+
+
 def differences(client: KafkaAdminClient, settings: Settings) -> Iterator[tuple[Topic, str, bool]]:
     """(topic, what differs, whether a worker must not run so) for every topic that is missing or not as it should be."""
     wanted = topics(settings)
