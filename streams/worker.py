@@ -56,7 +56,7 @@ class Worker:
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
-        self.sender = Sender(self.app)
+        self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
         self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.ranker = Ranker(self.store, self.tower, {self.encoder.space_id: self.encoder}, self.encoding_pool)
