@@ -24,9 +24,9 @@ FETCH_BYTES = 8 << 20
 _ROW = struct.Struct(f"{ROW_BYTES}s")
 
 
-def reader(kafka: Kafka) -> AIOKafkaConsumer:
-    """A consumer without group, for reading whole partitions."""
-    return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
+def reader(kafka: Kafka, reset: str = "earliest") -> AIOKafkaConsumer:
+    """A consumer without group, for reading whole partitions; `reset`: what an offset that the log does not have leads to."""
+    return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
                             max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=100)  # fmt: skip
 
 

@@ -133,6 +133,19 @@ class Query(Section):
     max_body_bytes: int = Field(4_000_000, ge=1, description="Larger request bodies are refused")
 
 
+class Serve(Section):
+    """`currents serve`: a read replica of the profile changelog."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8322, ge=0, le=65535, description="Port; 0 takes a free one")
+    data_dir: Path = Field(Path("currents-replica"), description="Folder of its RocksDB stores; one replica each")
+    max_behind_s: float = Field(30.0, gt=0, description="Seconds behind the changelog from which on reads are refused (503)")
+    max_behind_records: int = Field(100_000, ge=0, description="Rows behind the changelog, in the user's partition, from which on reads are refused")
+    items: bool = Field(False, description="Keep all items too, so that rank is answered")
+    cache_mb: int = Field(256, ge=1, description="RocksDB block cache of the whole replica, MiB")
+    write_buffer_mb: int = Field(16, ge=1, description="RocksDB memtable of one partition, MiB")
+
+
 class Settings(BaseSettings):
     """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
 
@@ -144,6 +157,7 @@ class Settings(BaseSettings):
     encoding: Encoding = Encoding()
     portrait: Portrait = Portrait()
     query: Query = Query()
+    serve: Serve = Serve()
     training: Recipe = Recipe()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
 
