@@ -1,6 +1,7 @@
 """RecTools' SASRec and HSTU beside our SASRec: trained and stopped on the very same split, ranked by our policy and metrics. CPU only, few epochs.
 
-`make bench ONLY=peers`, or `python -m benchmarks.peers ml1m --models SASRecModel` for a part; what was not run again keeps its figures.
+`make bench ONLY=peers`, or `python -m benchmarks.peers ml1m --models SASRecModel` for a part; what was not run again keeps its figures,
+as do runs of other epochs.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def run(name: str, plan: Plan, models: list[str], keep: Callable[[dict[str, Any]
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A model's line in the README."""
     out = {"HR@10": round(row["all"]["hr@10"]["mean"], 4), "NDCG@10": round(row["all"]["ndcg@10"]["mean"], 4)}
-    return out | ({"epochs": row["epochs"], "CPU minutes": round(row["cpu_s"] / 60, 1)} if "epochs" in row else {})
+    return out | ({"CPU minutes": round(row["cpu_s"] / 60, 1)} if "cpu_s" in row else {})
 
 
 def main() -> None:
@@ -127,8 +128,9 @@ def main() -> None:
         """The file is read anew each time: two data sets may run at once."""
         path = RESULTS / "peers.json"
         stored = json.loads(path.read_text())["runs"] if path.exists() else []
-        rows = {(r["data"], r["model"]): r for r in [*stored, {**row, "date": datetime.date.today().isoformat(), "command": command}]}
-        figures = {f"{data} {model}": shown(r) for (data, model), r in sorted(rows.items())}
+        stored.append({**row, "date": datetime.date.today().isoformat(), "command": command})
+        rows = {(r["data"], r["model"], r.get("epochs", 0)): r for r in stored}
+        figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
         note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
         machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
         record("peers", figures, "hit rate, NDCG", note, machine=machine, runs=list(rows.values()))
