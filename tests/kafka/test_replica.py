@@ -18,7 +18,7 @@ def test_killed_under_load(cluster: Callable[..., Cluster]) -> None:
     """Two replicas, one of them killed under load, end with the last row of every user; so does one with offsets that the log never had."""
     c = cluster()
     c.items()
-    load = Load(c, events=1_000_000, rate=1000)
+    load = Load(c, events=1_000_000, rate=500)
     worker, steady = c.worker("a").ready(), c.replica("steady")
     for life in range(2):
         killed = c.replica("killed")
