@@ -152,10 +152,9 @@ class Attention(nn.Module):
         q, k, v = self._split(self.query(asking) * self.head**-0.5), self._split(self.key(x)), self._split(self.value(x))  # (B, H, ·, C/H)
         scores = q @ k.transpose(2, 3)
         scores = scores + bias.to(scores.dtype)
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # it would widen (B, H, Q, T) to float32 and back
-                mixed = scores.softmax(-1) @ v
-        else:
+        device = x.device.type
+        # Autocast would widen (B, H, Q, T) to float32 and back; where there is none an exported graph shall not see the context.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
             mixed = scores.softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -29,10 +29,9 @@ from training.log import EventLog
 from training.metrics import METRICS
 from training.objective import Objective, Sampler, arrays
 from training.scorers import model_scores
-from training.splits import DataError, Split
+from training.splits import VALIDATION_CASES, DataError, Split
 
 log = logging.getLogger("currents.training")
-VALIDATION_CASES = 2000
 ENOUGH = 5  # items a dim, for a whitening that is more than noise
 STATE = "loop.json"
 
@@ -120,9 +119,7 @@ def train(
             stage.rename(checkpoint)
             shutil.rmtree(old, ignore_errors=True)
 
-    valid = split.valid if len(split.valid) <= VALIDATION_CASES else split.valid.take(
-        np.sort(np.random.default_rng(recipe.seed).choice(len(split.valid), VALIDATION_CASES, replace=False))
-    )  # fmt: skip
+    valid = split.valid.at_most(VALIDATION_CASES, recipe.seed)
     with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
         while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
             batches = epoch(data, split, recipe, loop.epoch)

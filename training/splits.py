@@ -8,6 +8,7 @@ from encoder.features import UNKNOWN
 from training.log import EventLog
 
 TOO_FEW = 20
+VALIDATION_CASES = 2000  # ranked after every epoch, at most
 
 
 class DataError(ValueError):
