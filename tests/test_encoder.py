@@ -101,7 +101,7 @@ def shaken(name: str, **changes: int) -> SequenceEncoder:
     return model
 
 
-@pytest.mark.parametrize("name", ["xs", pytest.param("s", marks=pytest.mark.broker), pytest.param("l", marks=pytest.mark.broker)])
+@pytest.mark.parametrize("name", ["xs", pytest.param("s", marks=pytest.mark.slow), pytest.param("l", marks=pytest.mark.slow)])
 def test_parity(name: str) -> None:
     """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and length; int8 is close."""
     torch.manual_seed(2)

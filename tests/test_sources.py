@@ -115,7 +115,7 @@ def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=280, cwd=cwd, check=False)
 
 
-@pytest.mark.broker
+@pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
     """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
     write_world(tmp_path / "w", 12_000, 200, 1, 20)

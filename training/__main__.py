@@ -129,7 +129,7 @@ def main() -> None:
     try:
         app()
     except (DataError, BundleError, TowerError, OSError) as error:
-        err.print(f"currents: {error}", markup=False)
+        say(f"currents: {error}")
         sys.exit(1)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from rich.console import Console
 from rich.progress import Progress
 from torch.optim.swa_utils import AveragedModel
 from transformers import get_scheduler
@@ -68,11 +69,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
         mixed_precision=recipe.precision,
         gradient_accumulation_steps=recipe.accumulate,
         log_with=None if recipe.log_to == "none" else recipe.log_to,
         project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
     set_seed(recipe.seed)
     counts = data.counts(split.trained(len(data.rows)))
@@ -110,6 +112,7 @@ def train(
             shutil.rmtree(stage, ignore_errors=True)
         accelerator.wait_for_everyone()
         accelerator.save_state(str(stage))
+        accelerator.wait_for_everyone()  # each writes a file of its own
         if accelerator.is_main_process:
             (stage / STATE).write_text(json.dumps(vars(loop)))
             old = folder / "checkpoint.old"
@@ -122,7 +125,8 @@ def train(
     valid = split.valid if len(split.valid) <= VALIDATION_CASES else split.valid.take(
         np.sort(np.random.default_rng(recipe.seed).choice(len(split.valid), VALIDATION_CASES, replace=False))
     )  # fmt: skip
-    with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (accelerator.is_main_process and console.is_terminal), transient=True) as progress:
         while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
             batches = epoch(data, split, recipe, loop.epoch)
             batches = list(islice(cycle(batches), math.ceil(len(batches) / at_once) * at_once))  # every process has as many, every step is whole
