@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,21 @@ def test_bad_pattern(tmp_path: Path) -> None:
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("bodi.*",)}), tmp_path)
     with pytest.raises(DataError, match=r"'body\.\*' names the adapters too"):
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("body.*",), "adapter": "lora"}), tmp_path)
+
+
+def test_tracking(tmp_path: Path) -> None:
+    """The course of training goes to TensorBoard's files beside the checkpoints."""
+    log = made_log()
+    train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "tensorboard"}), tmp_path)
+    assert list(tmp_path.glob("currents/events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_no_wandb(tmp_path: Path) -> None:
+    """Weights & Biases is no part of the extra: where it is asked for and missing, the error says how to get it."""
+    log = made_log()
+    with pytest.raises(DataError, match=r"training.log_to = 'wandb'.*pip install wandb"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "wandb"}), tmp_path)
 
 
 def test_report() -> None:

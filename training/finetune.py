@@ -31,6 +31,7 @@ from training.metrics import METRICS
 from training.objective import Objective, Sampler, arrays
 from training.scorers import model_scores
 from training.splits import DataError, Split
+from training.tracking import track, tracker
 
 log = logging.getLogger("currents.training")
 VALIDATION_CASES = 2000
@@ -72,7 +73,7 @@ def train(
         cpu=not torch.cuda.is_available(),
         mixed_precision=recipe.precision,
         gradient_accumulation_steps=recipe.accumulate,
-        log_with=None if recipe.log_to == "none" else recipe.log_to,
+        log_with=tracker(recipe),
         project_dir=str(folder),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
@@ -100,8 +101,7 @@ def train(
         accelerator.load_state(str(checkpoint))
         loop = Loop(**json.loads((checkpoint / STATE).read_text()))
         note(f"going on at epoch {loop.epoch}, step {loop.step}")
-    if recipe.log_to != "none":
-        accelerator.init_trackers("currents", {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe.model_dump().items()})
+    track(accelerator, recipe, folder)
     seen: list[float] = []
 
     def save() -> None:
