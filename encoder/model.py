@@ -28,6 +28,8 @@ MASK = BEHAVIOR_SLOTS - 1
 """Behavior of an event whose own is hidden from the model."""
 EXACT, DISTANCES, LONGEST = 64, 96, 512
 """Distances up to EXACT have a bias of their own, longer ones share DISTANCES - EXACT logarithmic buckets up to LONGEST."""
+LENGTH = 0.3
+"""Of an untrained item before it is normalised: the shorter, the faster a step turns it (docs/log.md has the figures)."""
 TIME_BUCKETS = 32
 """One a factor of two: 1 s to 136 years."""
 
@@ -82,10 +84,11 @@ class ItemProjector(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.direct = nn.Linear(config.item_dims, config.dims, bias=False)
+        self.direct = nn.Linear(config.item_dims, config.dims)
         self.up, self.down = nn.Linear(config.item_dims, 256), nn.Linear(256, config.dims)
         self.content = config.content
-        nn.init.eye_(self.direct.weight)
+        self.direct.weight.data.copy_(LENGTH * torch.eye(config.dims, config.item_dims))
+        nn.init.zeros_(self.direct.bias)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
@@ -94,6 +97,17 @@ class ItemProjector(nn.Module):
         if not self.content:
             return normalised(residuals)
         return normalised(self.direct(vectors) + self.down(F.gelu(self.up(vectors))) + residuals)
+
+    def whiten(self, vectors: Tensor) -> None:
+        """Start the linear path as the whitening (WhitenRec, arXiv 2402.02816) of a catalogue's own vectors (n, D), n > D."""
+        mean, dims = vectors.mean(0), self.direct.out_features
+        values, axes = torch.linalg.eigh(torch.cov((vectors - mean).T.double()))
+        top = values.argsort(descending=True)[:dims]
+        matrix = (axes[:, top] / (values[top] + 1e-8).sqrt()).T.to(vectors.dtype)  # (E, D)
+        matrix *= LENGTH / ((vectors - mean) @ matrix.T).norm(dim=1).mean()
+        with torch.no_grad():
+            self.direct.weight[: len(matrix)] = matrix
+            self.direct.bias[: len(matrix)] = -matrix @ mean
 
 
 class Bias(nn.Module):
@@ -135,9 +149,14 @@ class Attention(nn.Module):
 
     def forward(self, asking: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """(B, Q, C), (B, T, C), (B, H, Q, T) -> (B, Q, C)."""
-        q, k, v = self._split(self.query(asking)), self._split(self.key(x)), self._split(self.value(x))  # (B, H, ·, C/H)
-        scores = q @ k.transpose(2, 3) / self.head**0.5 + bias
-        mixed = scores.softmax(-1).to(v.dtype) @ v
+        q, k, v = self._split(self.query(asking) * self.head**-0.5), self._split(self.key(x)), self._split(self.value(x))  # (B, H, ·, C/H)
+        scores = q @ k.transpose(2, 3)
+        scores = scores + bias.to(scores.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # it would widen (B, H, Q, T) to float32 and back
+                mixed = scores.softmax(-1) @ v
+        else:
+            mixed = scores.softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Recipe(BaseModel):
     """Bias on the distance in events."""
     start_at_mean: bool = True
     """Add the output to the decayed mean."""
+    whiten: bool = True
+    """Start the projection of items as the whitening of this catalogue's own vectors, where there are enough of them."""
     residuals: bool = True
     """An ID residual for items with at least `residual_min_count` training events."""
     residual_min_count: Positive = 5

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,13 +44,16 @@ def evaluate(
     bundle: BundleFolder,
     data: Data,
     successive: Annotated[bool, typer.Option("--successive", help="Every event of the test span is a target, not each user's last")] = False,
+    sasrec: Annotated[bool, typer.Option("--sasrec", help="Train SASRec with full softmax on the same split, as one more baseline")] = False,
+    sasrec_epochs: Annotated[int, typer.Option(min=1, help="Most passes of its training; it stops early")] = 100,
     change: Set = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """A bundle beside the baselines on the newest part of a log: full ranking, slices, intervals; and the behavior task's report."""
+    more = [*(["--json"] if json else []), *(["--successive"] if successive else []), *(["--sasrec", str(sasrec_epochs)] if sasrec else [])]
     with job(load(config), data, change, {}) as file:
-        start(["-m", "training", "evaluate", str(file), bundle, *(["--json"] if json else []), *(["--successive"] if successive else [])])
+        start(["-m", "training", "evaluate", str(file), bundle, *more])
 
 
 def encode(
@@ -117,6 +121,7 @@ def job(settings: Settings, data: str | None, change: list[str] | None, given: d
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,
+            "window": asdict(settings.encoding.policy),
         }
         path = Path(folder) / "job.json"
         path.write_text(jsonlib.dumps(row))

@@ -21,6 +21,9 @@ from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
 from schemas.items import ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
+from schemas.windows import Policy
+from streams.learning import job
+from streams.settings import Encoding, Settings
 from streams.written import UNIFIED_EVENTS as EVENTS
 from streams.written import UNIFIED_ITEMS as ITEMS
 from streams.written import write_world
@@ -121,6 +124,14 @@ def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=280, cwd=cwd, check=False)
 
 
+def test_job(tmp_path: Path) -> None:
+    """A training process is told what the workers' windows keep."""
+    settings = Settings(encoding=Encoding(window=40, window_per_platform=8, window_strong=6))
+    with job(settings, str(tmp_path), ["epochs=3"], {"preset": "l"}) as file:
+        told = Job.model_validate_json(file.read_bytes())
+    assert (told.window, told.recipe.epochs, told.recipe.preset) == (Policy(40, 8, 6), 3, "l")
+
+
 @pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
     """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
@@ -132,10 +143,10 @@ def test_commands(tmp_path: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told) == {"bundle", "version", "metrics"}
     assert "<table>" in (tmp_path / "b.report.html").read_text()
-    done = run("evaluate", "b", "w", "--json", *config, cwd=tmp_path)
+    done = run("evaluate", "b", "w", "--json", "--sasrec", "--sasrec-epochs", "1", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean"]
+    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean", "SASRec, full softmax"]
     assert set(result["behavior"]) == {"shop", "video", "news"}
     done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

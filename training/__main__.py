@@ -50,11 +50,12 @@ def evaluate(
     bundle: str,
     json_lines: Annotated[bool, typer.Option("--json")] = False,
     successive: Annotated[bool, typer.Option(help="Every event of the test span is a target, not each user's last")] = False,
+    sasrec: Annotated[int, typer.Option(help="Most epochs of a SASRec that is trained as one more baseline; 0: none")] = 0,
 ) -> None:
     """A bundle, or `baseline`, beside the baselines on the newest part of a log."""
     from training.run import evaluated, show
 
-    result = evaluated(read(job_file), bundle, successive, say)
+    result = evaluated(read(job_file), bundle, successive, say, sasrec)
     if json_lines:
         print(json.dumps(result))
     else:
@@ -64,8 +65,8 @@ def evaluate(
 @app.command()
 def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(help="Parquet, or .jsonl: one user a row")]) -> None:
     """Interest vectors of every user of a log, offline, by the encoder that a worker would run."""
-    from encoder.features import featurize
-    from schemas.windows import VERSION
+    from encoder.features import fitted
+    from training.log import windows
 
     job = read(job_file)
     if out.suffix not in (".parquet", ".jsonl"):
@@ -78,9 +79,10 @@ def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(hel
     rows: list[dict[str, Any]] = []
     for a in range(0, len(log.users), 1024):
         users = range(a, min(a + 1024, len(log.users)))
-        windows = [VERSION + log.rows[max(log.bounds[u], log.bounds[u + 1] - encoder.max_len) : log.bounds[u + 1]].tobytes() for u in users]
-        vectors = encoder.encode(featurize(windows, log.catalogue.table, encoder.max_len), log.catalogue.table)
-        last = log.rows["ts_ms"][log.bounds[a + 1 : users.stop + 1] - 1].tolist()
+        begin, end = log.bounds[a : users.stop], log.bounds[a + 1 : users.stop + 1]
+        features = fitted(windows(log, begin, end, job.window), encoder.max_len, job.window)
+        vectors = encoder.encode(features, log.catalogue.table)
+        last = log.rows["ts_ms"][end - 1].tolist()
         rows += [
             {"user_id": log.users[u], "last_event_at": t, "encoder_version": encoder.version, "space_id": encoder.space_id, "vector": v.tolist()}
             for u, t, v in zip(users, last, vectors, strict=True)

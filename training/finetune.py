@@ -35,6 +35,7 @@ from training.tracking import track, tracker
 
 log = logging.getLogger("currents.training")
 VALIDATION_CASES = 2000
+ENOUGH = 5  # items a dim, for a whitening that is more than noise
 STATE = "loop.json"
 
 
@@ -202,6 +203,10 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
         encoder = SequenceEncoder(config)
     if not recipe.content:
         torch.nn.init.normal_(encoder.residual.weight[1:], std=0.02)
+    there = data.catalogue.table.vectors[1 : data.catalogue.size]
+    there = there[there.any(1)]
+    if recipe.whiten and len(there) >= ENOUGH * there.shape[1]:
+        encoder.projector.whiten(torch.from_numpy(there))
     rows = data.rows[split.trained(len(data.rows))]
     for code in range(PLATFORMS):
         here = (rows["platform"] == code) | (code == 0)  # 0: platform not told

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from encoder.recipe import Recipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
+from schemas.windows import Policy
 from training.log import EventLog
 from training.sources import read_folder, read_unified, unified
 from training.splits import DataError, Split, by_time, leave_one_out
@@ -24,6 +25,8 @@ class Job(BaseModel):
     tower: str = "static"
     earliest_ms: int = 0
     recipe: Recipe = Recipe()
+    window: Policy = Policy(64)
+    """What the workers' windows keep."""
 
     def load(self, warn: Callable[[str], None]) -> tuple[EventLog, Tower]:
         """The log and the tower that made its item vectors. Raises DataError, TowerError."""

@@ -15,6 +15,7 @@ from encoder.features import UNKNOWN
 from encoder.model import PRESETS, SequenceEncoder, preset
 from encoder.recipe import Recipe
 from encoder.towers import Tower, load_tower
+from training import sasrec
 from training.evaluate import Ranked, Score, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
@@ -138,11 +139,19 @@ def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cas
     }
 
 
-def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, Any]:
-    """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged."""
+def evaluated(job: Job, bundle: str, successive: bool, say: Say, sasrec_epochs: int = 0) -> dict[str, Any]:
+    """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged.
+
+    With `sasrec_epochs` a SASRec is trained on the same split, for at most so many epochs, and is one more baseline.
+    """
     log, tower = job.load(say)
     split = by_time(log, job.recipe.valid_share, job.recipe.test_share, True) if successive and job.recipe.split == "time" else job.split(log)
     models = baselines(log, log.counts(split.trained(len(log.rows))))
+    if sasrec_epochs:
+        torch.set_num_threads(job.recipe.threads or torch.get_num_threads())
+        bf16 = job.recipe.precision == "bf16"
+        trained = sasrec.train(log, split, job.recipe.max_len, sasrec_epochs, seed=job.recipe.seed, bf16=bf16, note=say)
+        models["SASRec, full softmax"] = sasrec.scores(trained.model)
     extra: dict[str, Any] = {}
     if bundle != "baseline":
         opened = fitting(Path(bundle), tower)
