@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from encoder.model import EncoderConfig, SequenceEncoder, last_of
+from encoder.config import EncoderConfig
+from encoder.layers import last_of
+from encoder.model import SequenceEncoder
 
 
 class PretrainedBody(nn.Module):

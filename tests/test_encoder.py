@@ -25,9 +25,10 @@ from encoder.bundle import (
     publish,
     read_residuals,
 )
+from encoder.config import preset
 from encoder.features import ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
-from encoder.model import SequenceEncoder, preset
+from encoder.model import SequenceEncoder
 from encoder.runtime import OnnxEncoder, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION

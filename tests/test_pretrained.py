@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
 
-from encoder.model import SequenceEncoder, preset
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.pretrained import PretrainedBody, with_prefix, with_pretrained_body
 from tests.test_training import QUICK, made_log
 from training import export

@@ -10,7 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
-from encoder.model import SequenceEncoder, preset
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.runtime import OnnxEncoder
 from tests.test_training import QUICK, made_log
 from training import quantise

@@ -15,7 +15,8 @@ from accelerate.state import AcceleratorState
 from pyarrow import parquet
 
 from encoder.bundle import MANIFEST
-from encoder.model import SequenceEncoder, preset
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from encoder.config import MASK, preset
 from encoder.features import UNKNOWN
-from encoder.model import LENGTH, MASK, SequenceEncoder, preset
+from encoder.layers import LENGTH
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, fold, rows_of
 from training import losses

@@ -21,7 +21,8 @@ from rich.progress import Progress
 from torch.optim.swa_utils import AveragedModel
 from transformers import get_scheduler
 
-from encoder.model import PLATFORMS, SequenceEncoder, preset, untouched
+from encoder.config import PLATFORMS, preset
+from encoder.model import SequenceEncoder, untouched
 from encoder.recipe import Recipe
 from training.adapters import Ranks, adapt, adaptation, merged
 from training.batches import batch, epoch
