@@ -82,7 +82,7 @@ def test_int8(released: tuple[Trained, Bundle]) -> None:
     trained, bundle = released
     graph, items = bundle.onnx.read_bytes(), bundle.items.read_bytes()
     keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
-    small, measured = gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, examples(16))
+    small, measured = gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, examples(trained.model))
     assert len(small) < len(graph) / 1.5
     assert measured["int8 cosine"] >= quantise.COSINE
     assert measured["int8 time / float32 time"] > 0
