@@ -1,12 +1,14 @@
 """`currents train`, `evaluate`, `export`, `encode`: each starts `training` as a process of its own. `world` writes data to try them on."""
 
 import json as jsonlib
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -18,6 +20,8 @@ import typer
 
 from streams.settings import Settings, SettingsError, load
 from streams.terminal import Config, Json, out, print_json
+
+GRACE_S = 30.0
 
 Data = Annotated[str, typer.Argument(help="Folder of <platform>.events.jsonl and .items.jsonl (or .parquet); or topic, topic:FROM-TO (offsets)")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A training setting for this run: key=value")]
@@ -131,7 +135,8 @@ def job(settings: Settings, data: str | None, change: list[str] | None, given: d
 def start(arguments: list[str], processes: int = 1) -> None:
     """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra.
 
-    Several processes find each other as torchrun's do, by the environment; when one fails, the others are ended: they would wait for it.
+    Several processes find each other as torchrun's do, by the environment. When one fails, the others get GRACE_S to say the same, then they are
+    ended: they would wait for it.
     """
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise SettingsError('training needs torch and its companions: pip install "currents[train]"')
@@ -142,15 +147,18 @@ def start(arguments: list[str], processes: int = 1) -> None:
             process.terminate()
 
     previous = signal.signal(signal.SIGTERM, end)
+    failed, until = 0, math.inf
     try:
         while None in (codes := [p.poll() for p in running]):
-            if any(codes):
+            if not failed and any(codes):
+                failed, until = next(c for c in codes if c), time.monotonic() + GRACE_S
+            if time.monotonic() > until:
                 end()
             with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):  # Ctrl-C reaches the processes themselves
                 running[codes.index(None)].wait(0.2 if processes > 1 else None)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    code = next((c for c in codes if c), 0)
+    code = failed or next((c for c in codes if c), 0)
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
 
