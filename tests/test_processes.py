@@ -39,7 +39,7 @@ def test_two_processes(tmp_path: Path) -> None:
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["bundle"] for row in told] == ["b"]
     assert [path.parent.name for path in tmp_path.glob("*/manifest.json")] == ["b"]
-    history = json.loads((tmp_path / "b.run" / "checkpoint" / "loop.json").read_text())["history"]
+    history = json.loads((tmp_path / "b.run" / "checkpoint" / "loop.json").read_text())["loop"]["history"]
     assert len(history) == 3
     assert np.isfinite([[*row.values()] for row in history]).all()
 
@@ -51,3 +51,12 @@ def test_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("too few events") == len(done.stderr.splitlines()) == 1
+
+
+def test_one_dies() -> None:
+    """When one process fails, those that would wait for it for ever are ended, and the exit status is that of the failure."""
+    code = "import os, sys, time; sys.exit(7) if os.environ['RANK'] == '1' else time.sleep(600)"
+    start = f"import streams.learning as l; l.GRACE_S = 0.5; l.start(['-c', {code!r}], 2)"
+    runner = f"import typer\ntry:\n    {start}\nexcept typer.Exit as e:\n    print(e.exit_code)"
+    done = subprocess.run([sys.executable, "-c", runner], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "7"
