@@ -3,14 +3,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test fast broker kafka check bench encoder clean
+.PHONY: demo test fast slow broker kafka check bench encoder clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
-test: fast broker kafka
+test: fast slow broker kafka
 
 fast: .venv/test.stamp
 	$(BIN)/pytest
+
+slow: .venv/test.stamp
+	$(BIN)/pytest -m slow
 
 broker: .venv/test.stamp
 	$(BIN)/pytest -m broker
@@ -36,7 +39,7 @@ encoder: .venv/test.stamp
 	$(BIN)/currents export --model build/encoder/bundle --out encoder/data/demo --no-weights
 
 clean:
-	rm -rf .venv .kafka build *.egg-info
+	rm -rf .venv .peers .kafka build *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

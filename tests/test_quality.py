@@ -15,7 +15,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.items import content, item_key, item_name
 from schemas.mapping import Mapper, Rejected
-from schemas.windows import VERSION, fold, row_of, rows_of
+from schemas.windows import VERSION, Policy, fold, row_of, rows_of
 from streams.quality import comparable, hits
 from streams.settings import Settings
 from streams.world import World
@@ -40,7 +40,7 @@ def windows_of(world: World, n: int) -> tuple[list[bytes], ItemTable, np.ndarray
         assert not isinstance(found, Rejected)
         for event in found:
             rows[event.user_id].append(row_of(event, item_name(emitted.platform, event.item_id)))
-    return [fold(None, mine, 64) for mine in rows.values()], table, platform
+    return [fold(None, mine, Policy(64)) for mine in rows.values()], table, platform
 
 
 def test_shipped_bundle() -> None:
