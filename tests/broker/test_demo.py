@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from encoder.bundle import open_bundle
@@ -36,7 +37,9 @@ def test_json() -> None:
 def test_screen_and_signal() -> None:
     """On the terminal it shows one user's interests, figures and a curl line, and ends cleanly on SIGTERM."""
     with subprocess.Popen([*COMMAND, "--rate", "800"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        time.sleep(12)
+        while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(process.pid).net_connections("inet")):
+            time.sleep(0.2)
+        time.sleep(10)
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=180)
     assert process.returncode == 0, text
