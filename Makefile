@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test fast broker kafka check bench clean
+.PHONY: demo test fast broker kafka check bench chaos clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
@@ -24,6 +24,9 @@ check: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+chaos: .venv/test.stamp
+	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ONLY)

@@ -22,6 +22,8 @@ from faust.events import Event
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from streams.faults import point
+
 log = logging.getLogger("currents.batches")
 
 
@@ -156,6 +158,10 @@ class BatchConsumer(driver.Consumer):
         batch.first = records[0].offset if due is None else due
         self._due[tp] = last.offset + 1
         return batch
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        point("before-commit")
+        return bool(await super()._commit(offsets))
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Batches know their first offset; gaps inside (compaction) need no bookkeeping."""

@@ -14,6 +14,7 @@ from aiokafka.helpers import create_ssl_context
 from encoder.features import UNKNOWN, ItemTable
 from schemas.profiles import is_of
 from schemas.windows import DTYPE, ROW_BYTES, check, fold, newest_ms
+from streams.faults import point
 from streams.settings import Kafka
 from streams.tablets import STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
@@ -84,6 +85,7 @@ async def restore(
                 await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
                 rows += len(records)
                 count(len(records))
+                point("in-restore")
     finally:
         await consumer.stop()
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rocksdict import Cache, WriteBatch
 
+from streams import faults
 from streams.storage import StorageError, open_db
 
 log = logging.getLogger("currents.tablets")
@@ -230,6 +231,7 @@ class Tablets:
         self._open.clear()
 
 
+@faults.movable
 def now_ms() -> int:
     """The wall clock, ms since the epoch."""
     return time.time_ns() // 1_000_000

@@ -17,6 +17,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
+from streams.faults import point
 from streams.items import ItemStore
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
@@ -84,10 +85,13 @@ class Worker:
 
         async def revoked(app: Any, partitions: Any, **_: Any) -> None:
             await self.tablets.freeze()
+            point("in-rebalance")
 
         async def assigned(app: Any, partitions: Any, **_: Any) -> None:
+            point("in-rebalance")
             topic = self.settings.topic("events")
             mine = {tp.partition for tp in partitions if tp.topic == topic}
+            log.info("generation %d: tablets %s", self.app.consumer_generation_id, sorted(mine))
             for tablet in self.tablets.assign(mine, self.app.consumer_generation_id):
                 again(tablet)
 
