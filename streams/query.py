@@ -17,6 +17,7 @@ from encoder.features import UNKNOWN
 from schemas.items import Item, clip_categories, content
 from schemas.profiles import Profile, decode_profile, unpack_vector
 from streams.sending import partition_of
+from streams.storage import StorageError
 from streams.tablets import now_ms
 from streams.views import BatchGet, BatchProfiles, ProfileView, Rank, Ranking, view
 
@@ -124,6 +125,11 @@ def make_api(worker: "Worker") -> FastAPI:
     @api.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> JSONResponse:
         return JSONResponse(error.body, error.status, {"Retry-After": RETRY_AFTER_S} if error.status == 503 else None)
+
+    @api.exception_handler(StorageError)
+    async def storage(_: Request, error: StorageError) -> JSONResponse:
+        worker.fail(error)
+        return JSONResponse({"error": str(error)}, 503, {"Retry-After": RETRY_AFTER_S})
 
     @api.get("/v1/profiles/{user_id:path}", response_model=ProfileView, responses={404: {}, 503: {}})
     async def get_profile(request: Request, user_id: str, vector: bool = Query(False, description="Add the interest vector")) -> Response:

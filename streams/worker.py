@@ -18,7 +18,7 @@ from encoder.towers import load_tower
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
-from streams.items import ItemStore
+from streams.items import load_items
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.profiler import Profiler, style_of
@@ -47,8 +47,7 @@ class Worker:
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
-        self.store = ItemStore(folder / "items", self.tower.space_id, self.tower.dims)
-        self.store.load()
+        self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
@@ -169,13 +168,18 @@ class Worker:
 
     # Lifecycle
 
+    def fail(self, error: BaseException) -> None:
+        """Stop the worker, for this reason if there is no earlier one."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
     def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
         """A task whose failure stops the worker."""
         task = asyncio.get_running_loop().create_task(coroutine)
 
         def done(task: "asyncio.Task[Any]") -> None:
-            if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
-                self.failed.set_exception(error)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.fail(error)
 
         task.add_done_callback(done)
         self._tasks.append(task)
@@ -186,6 +190,7 @@ class Worker:
         self.spawn(serve(self))
         self.spawn(self._tail_items())
         self.spawn(self.updater.reencode_forever())
+        self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
         self.spawn(self._watch())
