@@ -25,7 +25,7 @@ def test_schedule(seed: int, wanted: dict[str, int], workers: int, brokers: int)
     assert kills(faults, workers) >= wanted["kills"]
     assert rebalances(faults) >= wanted["rebalances"]
     assert sum(f.kind == "broker" for f in faults) >= wanted["broker_stops"]
-    assert all(0 <= f.slot <= workers for f in faults)
+    assert all(0 <= f.slot < (brokers if f.kind in ("broker", "leader") else workers + 1) for f in faults)
 
 
 @settings(deadline=None)

@@ -23,7 +23,7 @@ from tests.kafka.processes import WorkerProcess, wait_for
 
 RESTART_S = 0.3
 SCRATCH_MB = 192
-READY_S = 180.0
+READY_S = 400.0
 GENERATION = re.compile(r"generation (\d+): tablets")
 LOST = re.compile(r"a batch went missing between offsets|fetched from offset")
 

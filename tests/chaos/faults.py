@@ -11,7 +11,7 @@ from tests.chaos.cluster import ChaosCluster, Slot, empty, until
 from tests.chaos.load import Traffic
 from tests.chaos.schedule import Fault
 
-HIT_S = 60.0
+HIT_S = 150.0
 STORM = 8_000
 BALLAST = "ballast"
 
@@ -26,8 +26,8 @@ class Chaos:
 
     def __call__(self, fault: Fault) -> str:
         method: Callable[[Fault, Slot], str] = getattr(self, fault.kind.replace("-", "_"))
-        slot = self.c.slots[fault.slot]
-        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone"):
+        slot = self.c.slots[min(fault.slot, len(self.c.slots) - 1)]
+        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone"):  # they are about no one worker
             return method(fault, slot)
         with slot.lock:
             return method(fault, slot)
@@ -297,7 +297,7 @@ def damage(data_dir: Path, what: str, luck: int) -> str:
         return f"{file.relative_to(data_dir)} removed"
     size = file.stat().st_size
     with file.open("r+b") as spoiled:
-        for _ in range(8):
-            spoiled.seek(r.randrange(size - 8))
+        for block in range(0, size - 8, 4096):
+            spoiled.seek(block + r.randrange(min(4096, size - block - 8)))
             spoiled.write(r.randbytes(8))
     return f"{file.relative_to(data_dir)} spoiled"
