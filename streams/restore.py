@@ -16,6 +16,7 @@ from schemas.profiles import is_of
 from schemas.windows import DTYPE, ROW_BYTES, check, fold, newest_ms
 from streams.faults import point
 from streams.settings import Kafka
+from streams.stopping import stop
 from streams.tablets import STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
@@ -87,7 +88,7 @@ async def restore(
                 count(len(records))
                 point("in-restore")
     finally:
-        await consumer.stop()
+        await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
     if wrong := sorted(short | stale):
         log.warning("tablet %d: the last rows of %d users are not right: publishing them again", tablet.partition, len(wrong))

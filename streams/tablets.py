@@ -19,6 +19,7 @@ from typing import Any
 from rocksdict import Cache, WriteBatch
 
 from streams import faults
+from streams.stopping import end
 from streams.storage import close, ended, failure, open_db, remove, scan, sound
 
 log = logging.getLogger("currents.tablets")
@@ -168,9 +169,8 @@ class Tablets:
         """Partitions are being revoked: let batches in flight finish, begin no other, and stop restoring."""
         self.generation = None
         for tablet in self:
-            if tablet.restoring is not None and not tablet.restoring.done():
-                tablet.restoring.cancel()
-                await asyncio.wait([tablet.restoring])
+            if tablet.restoring is not None:
+                await end([tablet.restoring])
             async with tablet.lock:
                 pass
 

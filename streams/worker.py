@@ -27,6 +27,7 @@ from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
+from streams.stopping import end, stop
 from streams.tablets import Tablet, Tablets
 from streams.update import Updater
 
@@ -140,7 +141,7 @@ class Worker:
                 for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
                     await apply(tp, records)
         finally:
-            await consumer.stop()
+            await stop(consumer)
 
     def _add_gauges(self) -> None:
         m, tablets = self.metrics, self.tablets
@@ -206,9 +207,7 @@ class Worker:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), STOP_TIMEOUT_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         self.mapping_pool.shutdown(cancel_futures=True)
         self.encoding_pool.shutdown(cancel_futures=True)
         self.tablets.close()

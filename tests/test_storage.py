@@ -3,6 +3,9 @@
 import contextlib
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,12 +31,11 @@ def fill(tablet: Tablet) -> None:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a tablet as a kill -9 leaves them."""
-    folder = tmp_path_factory.mktemp("killed")
-    tablet = Tablet(0, folder / "open", write_buffer_bytes=SMALL)
-    fill(tablet)
-    shutil.copytree(folder / "open", folder / "tablet-0")
-    tablet.close()
-    return folder / "tablet-0"
+    path = tmp_path_factory.mktemp("killed") / "tablet-0"
+    code = f"import os; from tests.test_storage import *; fill(Tablet(0, Path({str(path)!r}), write_buffer_bytes=SMALL)); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    return path
 
 
 def rows(tablet: Tablet) -> int:
