@@ -204,7 +204,7 @@ class Chaos:
     def corrupt(self, fault: Fault, slot: Slot) -> str:
         self.c.ready(slot)
         with self.c.down(slot):
-            return damage(slot.data_dir, fault.way, fault.luck) if self._kill(slot) else ""
+            return damage(slot.data_dir, fault.way, fault.luck) if self._term(slot) else ""  # not killed: on its way out it writes files
 
     def full_disk(self, fault: Fault, slot: Slot) -> str:
         worker = self.c.ready(slot)
@@ -286,15 +286,17 @@ def fill(file: Path) -> None:
 def damage(data_dir: Path, what: str, luck: int) -> str:
     """Spoil a file of a RocksDB; returns which."""
     r = random.Random(luck)
-    patterns = {"sst": "tablet-*/*.sst", "wal": "tablet-*/*.log", "manifest": "tablet-*/MANIFEST-*", "gone": "tablet-*/*.sst", "items": "items/*.sst"}
-    files = sorted(p for p in data_dir.glob(patterns[what]) if p.stat().st_size > 64)
-    files = files or sorted(p for p in data_dir.glob("tablet-*/*.log") if p.stat().st_size > 64)
+    folder, name = ("items", "*.sst") if what == "items" else ("tablet-*", "MANIFEST-*" if what == "manifest" else "*.sst")
+    files = sorted(p for p in data_dir.glob(f"{folder}/{name}") if p.stat().st_size > 64)
     if not files:
         return ""
     file = r.choice(files)
     if what == "gone":
         file.unlink()
         return f"{file.relative_to(data_dir)} removed"
+    if what == "half":
+        os.truncate(file, file.stat().st_size // 2)
+        return f"{file.relative_to(data_dir)} cut off"
     size = file.stat().st_size
     with file.open("r+b") as spoiled:
         for block in range(0, size - 8, 4096):

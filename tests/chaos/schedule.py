@@ -34,7 +34,7 @@ KINDS = {
     "join": Kind(6, (4, 10), rebalances=2),
     "all-gone": Kind(3, (0, 8), ("kill", "term"), rebalances=1),
     "emptied": Kind(4, (0, 0), kills=1, rebalances=1),
-    "corrupt": Kind(6, (0, 0), ("sst", "wal", "manifest", "gone", "items"), kills=1, rebalances=1),
+    "corrupt": Kind(6, (0, 0), ("sst", "manifest", "gone", "half", "items"), rebalances=1),
     "broker": Kind(8, (3, 9), ("term", "kill"), brokers=1),
     "leader": Kind(6, (0, 0), brokers=2),
     "cut": Kind(8, (2, 14), ("hold", "refuse")),
