@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import stamina
 
 from streams.faults import VARIABLE
+from streams.topics import BrokerError
 from tests.chaos.brokers import Brokers
 from tests.kafka.cluster import Cluster
 from tests.kafka.processes import WorkerProcess, wait_for
@@ -66,7 +68,9 @@ class ChaosCluster(Cluster):
 
     def __init__(self, brokers: Brokers, prefix: str, folder: Path, workers: int, encoders: list[str], **settings: Any) -> None:
         kafka = {"bootstrap": brokers.bootstrap, "replication": brokers.replication}
-        super().__init__(brokers.bootstrap, prefix, folder, {"kafka": kafka, **settings})
+        for attempt in stamina.retry_context(on=BrokerError, attempts=5, timeout=None):  # making topics takes long on a busy machine
+            with attempt:
+                super().__init__(brokers.bootstrap, prefix, folder, {"kafka": kafka, **settings})
         self.brokers, self.encoders = brokers, encoders
         self.slots = [self._slot(n) for n in range(workers + 1)]
         self.ended = Counter[str]()
