@@ -32,7 +32,7 @@ bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ONLY)
 
 clean:
-	rm -rf .venv .kafka build *.egg-info
+	rm -rf .venv .peers .kafka build *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

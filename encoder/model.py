@@ -10,6 +10,7 @@ vectors by a last layer that starts at zero, so that training starts at the base
 import contextlib
 import io
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.baseline import HALF_LIFE
+from encoder.bundle import RESIDUALS, BundleError, read_residuals
 from encoder.features import NUMERIC, TIMES
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 
@@ -26,6 +28,8 @@ MASK = BEHAVIOR_SLOTS - 1
 """Behavior of an event whose own is hidden from the model."""
 EXACT, DISTANCES, LONGEST = 64, 96, 512
 """Distances up to EXACT have a bias of their own, longer ones share DISTANCES - EXACT logarithmic buckets up to LONGEST."""
+LENGTH = 0.3
+"""Of an untrained item before it is normalised: the shorter, the faster a step turns it (docs/log.md has the figures)."""
 TIME_BUCKETS = 32
 """One a factor of two: 1 s to 136 years."""
 
@@ -80,10 +84,11 @@ class ItemProjector(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.direct = nn.Linear(config.item_dims, config.dims, bias=False)
+        self.direct = nn.Linear(config.item_dims, config.dims)
         self.up, self.down = nn.Linear(config.item_dims, 256), nn.Linear(256, config.dims)
         self.content = config.content
-        nn.init.eye_(self.direct.weight)
+        self.direct.weight.data.copy_(LENGTH * torch.eye(config.dims, config.item_dims))
+        nn.init.zeros_(self.direct.bias)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
@@ -92,6 +97,17 @@ class ItemProjector(nn.Module):
         if not self.content:
             return normalised(residuals)
         return normalised(self.direct(vectors) + self.down(F.gelu(self.up(vectors))) + residuals)
+
+    def whiten(self, vectors: Tensor) -> None:
+        """Start the linear path as the whitening (WhitenRec, arXiv 2402.02816) of a catalogue's own vectors (n, D), n > D."""
+        mean, dims = vectors.mean(0), self.direct.out_features
+        values, axes = torch.linalg.eigh(torch.cov((vectors - mean).T.double()))
+        top = values.argsort(descending=True)[:dims]
+        matrix = (axes[:, top] / (values[top] + 1e-8).sqrt()).T.to(vectors.dtype)  # (E, D)
+        matrix *= LENGTH / ((vectors - mean) @ matrix.T).norm(dim=1).mean()
+        with torch.no_grad():
+            self.direct.weight[: len(matrix)] = matrix
+            self.direct.bias[: len(matrix)] = -matrix @ mean
 
 
 class Bias(nn.Module):
@@ -133,9 +149,14 @@ class Attention(nn.Module):
 
     def forward(self, asking: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """(B, Q, C), (B, T, C), (B, H, Q, T) -> (B, Q, C)."""
-        q, k, v = self._split(self.query(asking)), self._split(self.key(x)), self._split(self.value(x))  # (B, H, ·, C/H)
-        scores = q @ k.transpose(2, 3) / self.head**0.5 + bias
-        mixed = scores.softmax(-1).to(v.dtype) @ v
+        q, k, v = self._split(self.query(asking) * self.head**-0.5), self._split(self.key(x)), self._split(self.value(x))  # (B, H, ·, C/H)
+        scores = q @ k.transpose(2, 3)
+        scores = scores + bias.to(scores.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # it would widen (B, H, Q, T) to float32 and back
+                mixed = scores.softmax(-1) @ v
+        else:
+            mixed = scores.softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -185,7 +206,10 @@ class OwnBody(nn.Module):
 
 
 class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
-    """Windows -> interest vectors, items -> the same space. `from_pretrained` and `save_pretrained` read and write config.json and safetensors."""
+    """Windows -> interest vectors, items -> the same space.
+
+    `from_pretrained` and `save_pretrained` read and write config.json and safetensors; of a bundle `from_pretrained` reads the residuals too.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -223,7 +247,19 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         # The library says on stdout that it loads; stdout is for results.
         with contextlib.redirect_stdout(io.StringIO()):
             model: SequenceEncoder = super()._from_pretrained(**arguments)
+        folder = Path(arguments["model_id"])
+        if (folder / RESIDUALS).exists():
+            residuals = read_residuals(folder, model.config.dims)[1]
+            if len(residuals) != model.config.residuals:
+                raise BundleError(f"{folder / RESIDUALS}: holds {len(residuals)} residuals, config.json says {model.config.residuals}")
+            with torch.no_grad():
+                model.residual.weight[1:] = torch.from_numpy(residuals)
         return model
+
+    def round_residuals(self) -> None:
+        """Make the ID residuals what a bundle holds of them: what was measured before an export is what is measured after it."""
+        with torch.no_grad():
+            self.residual.weight.copy_(self.residual.weight.half().float())
 
     @property
     def temperature(self) -> Tensor:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,13 +43,16 @@ def evaluate(
     bundle: BundleFolder,
     data: Data,
     successive: Annotated[bool, typer.Option("--successive", help="Every event of the test span is a target, not each user's last")] = False,
+    sasrec: Annotated[bool, typer.Option("--sasrec", help="Train SASRec with full softmax on the same split, as one more baseline")] = False,
+    sasrec_epochs: Annotated[int, typer.Option(min=1, help="Most passes of its training; it stops early")] = 100,
     change: Set = None,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """A bundle beside the baselines on the newest part of a log: full ranking, slices, intervals; and the behavior task's report."""
+    more = [*(["--json"] if json else []), *(["--successive"] if successive else []), *(["--sasrec", str(sasrec_epochs)] if sasrec else [])]
     with job(load(config), data, change, {}) as file:
-        start(["-m", "training", "evaluate", str(file), bundle, *(["--json"] if json else []), *(["--successive"] if successive else [])])
+        start(["-m", "training", "evaluate", str(file), bundle, *more])
 
 
 def encode(
@@ -66,13 +70,15 @@ def export(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the new bundle")],
     model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported again; without, the untrained one")] = None,
     preset: str = "xs",
-    int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if the vectors change")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if rankings on the test part of DATA get worse")] = False,
+    data: Annotated[str | None, typer.Option(help="Log for --int8, as for evaluate")] = None,
+    change: Set = None,
     config: Config = None,
 ) -> None:
     """Write a bundle: an untrained encoder, or another form of a release."""
-    tower = load(config).encoding.tower
     more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else [])]
-    start(["-m", "training.export", "--out", str(out_folder), "--preset", preset, "--tower", tower, *more])
+    with job(load(config), data, change, {}) as file:
+        start(["-m", "training", "export", str(file), "--out", str(out_folder), "--preset", preset, *more])
 
 
 def world(
@@ -91,7 +97,7 @@ def world(
 
 
 @contextmanager
-def job(settings: Settings, data: str, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
+def job(settings: Settings, data: str | None, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
     """The job file of a training process. Raises SettingsError for a --set that is none."""
     recipe = settings.training.model_dump(mode="json") | given
     for pair in change or ():
@@ -103,7 +109,7 @@ def job(settings: Settings, data: str, change: list[str] | None, given: dict[str
         except ValueError:
             recipe[key] = value
     with tempfile.TemporaryDirectory(prefix="currents-job-") as folder:
-        if data.split(":", maxsplit=1)[0] == "topic":
+        if data and data.split(":", maxsplit=1)[0] == "topic":
             from streams.written import write_topic
 
             write_topic(settings, data, Path(folder))
@@ -114,6 +120,7 @@ def job(settings: Settings, data: str, change: list[str] | None, given: dict[str
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,
+            "window": asdict(settings.encoding.policy),
         }
         path = Path(folder) / "job.json"
         path.write_text(jsonlib.dumps(row))

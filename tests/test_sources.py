@@ -17,6 +17,9 @@ from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
 from schemas.items import ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
+from schemas.windows import Policy
+from streams.learning import job
+from streams.settings import Encoding, Settings
 from streams.written import UNIFIED_EVENTS as EVENTS
 from streams.written import UNIFIED_ITEMS as ITEMS
 from streams.written import write_world
@@ -115,6 +118,14 @@ def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "streams.cli", *arguments], capture_output=True, text=True, timeout=280, cwd=cwd, check=False)
 
 
+def test_job(tmp_path: Path) -> None:
+    """A training process is told what the workers' windows keep."""
+    settings = Settings(encoding=Encoding(window=40, window_per_platform=8, window_strong=6))
+    with job(settings, str(tmp_path), ["epochs=3"], {"preset": "l"}) as file:
+        told = Job.model_validate_json(file.read_bytes())
+    assert (told.window, told.recipe.epochs, told.recipe.preset) == (Policy(40, 8, 6), 3, "l")
+
+
 @pytest.mark.broker
 def test_commands(tmp_path: Path) -> None:
     """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
@@ -126,23 +137,31 @@ def test_commands(tmp_path: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert set(told) == {"bundle", "version", "metrics"}
     assert "<table>" in (tmp_path / "b.report.html").read_text()
-    done = run("evaluate", "b", "w", "--json", *config, cwd=tmp_path)
+    done = run("evaluate", "b", "w", "--json", "--sasrec", "--sasrec-epochs", "1", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean"]
+    assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean", "SASRec, full softmax"]
     assert set(result["behavior"]) == {"shop", "video", "news"}
     done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
     assert len(rows) == 200
     assert np.linalg.norm(rows[0]["vector"]) == pytest.approx(1, abs=1e-3)
-    done = run("export", "--out", "c", "--model", "b", "--int8", *config, cwd=tmp_path)
+    done = run("export", "--out", "c", "--model", "b", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    kept = [json.loads((tmp_path / folder / "manifest.json").read_text()) for folder in ("b", "c")]
+    assert kept[0]["metrics"] == kept[1]["metrics"] == told["metrics"]
+    done = run("export", "--out", "d", "--preset", "xs", "--int8", "--data", "w", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "d" / "manifest.json").read_text())["metrics"]
+    assert measured["hr@10"] == pytest.approx(measured["float32 hr@10"], rel=0.01)
     for arguments, message in (
         (("train", "w", "--out", "b", *config), "b: exists; a release is never changed"),
-        (("train", "none", "--out", "d", *config), "none: no such folder"),
-        (("train", "w", "--out", "d", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
-        (("train", "w", "--out", "d", "--set", "speed=1", *config), "--set speed=1: want key=value"),
+        (("export", "--out", "e", "--model", "b", "--int8", *config), "--int8: needs --data"),
+        (("export", "--out", "e", "--preset", "m", *config), "--preset m: want one of xs, s, l"),
+        (("train", "none", "--out", "e", *config), "none: no such folder"),
+        (("train", "w", "--out", "e", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
+        (("train", "w", "--out", "e", "--set", "speed=1", *config), "--set speed=1: want key=value"),
         (("evaluate", "none", "w", *config), "bundle none: no such folder"),
     ):
         done = run(*arguments, cwd=tmp_path)

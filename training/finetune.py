@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import get_scheduler
 
 from encoder.model import PLATFORMS, SequenceEncoder, preset, untouched
 from encoder.recipe import Recipe
-from training.adapters import adapt, adaptation, merged
+from training.adapters import Ranks, adapt, adaptation, merged
 from training.batches import batch, epoch
 from training.evaluate import rank
 from training.log import EventLog
@@ -32,6 +33,7 @@ from training.splits import DataError, Split
 
 log = logging.getLogger("currents.training")
 VALIDATION_CASES = 2000
+ENOUGH = 5  # items a dim, for a whitening that is more than noise
 STATE = "loop.json"
 
 
@@ -77,20 +79,20 @@ def train(
     counts = data.counts(split.trained(len(data.rows)))
     residual = residual_rows(counts, recipe)
     encoder = fresh(data, split, recipe, residual) if start is None else start
-    encoder = adapt(encoder, recipe)
-    objective = Objective(encoder, recipe, data, counts, residual)
+    at_once = accelerator.num_processes * recipe.accumulate  # batches of an optimizer step
+    steps = math.ceil(len(epoch(data, split, recipe, 0)) / at_once) * recipe.epochs
+    if not steps:
+        raise DataError("no user has two training events")
+    encoder = adapt(encoder, recipe, steps)
+    objective, ranks = Objective(encoder, recipe, data, counts, residual), Ranks(encoder, recipe)
     freeze(objective, recipe)
     sampler = Sampler(counts, data.catalogue.platform, recipe.negatives, recipe.negatives_power, recipe.logq)
-    per_epoch = math.ceil(len(epoch(data, split, recipe, 0)) / accelerator.num_processes)
-    if not per_epoch:
-        raise DataError("no user has two training events")
-    steps = math.ceil(per_epoch / recipe.accumulate) * recipe.epochs
     optimizer = optimizer_of(objective, recipe)
     scheduler = get_scheduler("cosine_with_min_lr", optimizer, round(recipe.warmup * steps), steps, scheduler_specific_kwargs={"min_lr_rate": 0.1})
     average = AveragedModel(objective.encoder, multi_avg_fn=warmed_up(recipe.ema))
     average.requires_grad_(False)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    accelerator.register_for_checkpointing(average, scheduler)
+    accelerator.register_for_checkpointing(average, scheduler, ranks)
     loop = Loop()
     checkpoint, best = folder / "checkpoint", folder / "best"
     if (checkpoint / STATE).exists():
@@ -124,7 +126,7 @@ def train(
     with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
         while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
             batches = epoch(data, split, recipe, loop.epoch)
-            batches += batches[: -len(batches) % accelerator.num_processes]
+            batches = list(islice(cycle(batches), math.ceil(len(batches) / at_once) * at_once))  # every process has as many, every step is whole
             mine = batches[accelerator.process_index :: accelerator.num_processes]
             bar = progress.add_task(f"epoch {loop.epoch + 1}", total=len(mine), completed=loop.step)
             wrapped.train()
@@ -139,11 +141,11 @@ def train(
                     parts = wrapped(tensors, negatives)
                     loss = parts["loss"] + adaptation(encoder, recipe)
                     accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
-                    optimizer.step()
-                    optimizer.zero_grad()
                 if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip)
+                    optimizer.step()
+                    ranks.step()
+                    optimizer.zero_grad()
                     scheduler.step()
                     average.update_parameters(encoder)
                 seen.append(float(loss.detach()))
@@ -151,7 +153,7 @@ def train(
                     totals[name] = totals.get(name, 0.0) + float(part.detach())
                 loop.step = step + 1
                 progress.update(bar, completed=loop.step)
-                if loop.step % recipe.checkpoint_steps == 0 and loop.step < len(mine):
+                if loop.step % (recipe.checkpoint_steps * recipe.accumulate) == 0 and loop.step < len(mine):
                     save()
             progress.remove_task(bar)
             model = average.module
@@ -197,6 +199,10 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
         encoder = SequenceEncoder(config)
     if not recipe.content:
         torch.nn.init.normal_(encoder.residual.weight[1:], std=0.02)
+    there = data.catalogue.table.vectors[1 : data.catalogue.size]
+    there = there[there.any(1)]
+    if recipe.whiten and len(there) >= ENOUGH * there.shape[1]:
+        encoder.projector.whiten(torch.from_numpy(there))
     rows = data.rows[split.trained(len(data.rows))]
     for code in range(PLATFORMS):
         here = (rows["platform"] == code) | (code == 0)  # 0: platform not told

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict
 from encoder.recipe import Recipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
+from schemas.windows import Policy
 from training.log import EventLog
 from training.sources import read_folder, read_unified, unified
-from training.splits import Split, by_time, leave_one_out
+from training.splits import DataError, Split, by_time, leave_one_out
 
 
 class Job(BaseModel):
@@ -18,15 +19,19 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path
+    data: Path | None = None
     """Folder of files; training.sources says which."""
     platforms: tuple[PlatformMapping, ...]
     tower: str = "static"
     earliest_ms: int = 0
     recipe: Recipe = Recipe()
+    window: Policy = Policy(64)
+    """What the workers' windows keep."""
 
     def load(self, warn: Callable[[str], None]) -> tuple[EventLog, Tower]:
         """The log and the tower that made its item vectors. Raises DataError, TowerError."""
+        if self.data is None:
+            raise DataError("no log is given")
         tower = load_tower(self.tower)
         names = {p.code: p.name for p in self.platforms}
         if unified(self.data):

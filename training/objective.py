@@ -89,7 +89,7 @@ class Objective(nn.Module):
             weight = self.weight[code].expand(int(mine.sum())) / has.sum()
             u, to = users[mine], target[mine]
             if self.recipe.negatives:
-                hits = rows[None, :] == to[:, None]
+                hits = losses.pairs(to, rows)
                 total = total + losses.sampled_retrieval(u, table[to], table[rows], log_expected, hits, self.encoder.temperature, weight)
             else:
                 at = torch.searchsorted(rows, to)

@@ -29,6 +29,12 @@ class Cases:
         """Some of the cases, by mask or index."""
         return Cases(self.begin[which], self.end[which], self.target[which])
 
+    def at_most(self, n: int, seed: int) -> "Cases":
+        """All of the cases, or n of them at random, in their order."""
+        if len(self) <= n:
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
+
 
 @dataclass(frozen=True)
 class Split:

@@ -40,6 +40,7 @@ num.network.threads=1
 num.io.threads=4
 log.cleaner.enable=false
 """
+START_S = 300.0
 PORTS = range(20_000, 32_000)  # below those that the system gives to outgoing connections: a stopped broker's must stay free
 
 
@@ -94,10 +95,15 @@ class Brokers:
         return ",".join(f"127.0.0.1:{self.network.links[worker, k].port}" for k in range(len(self.nodes)))
 
     def __enter__(self) -> "Brokers":
-        for node in self.nodes:
-            node.launch()
-        for node in self.nodes:
-            node.wait(120)
+        try:
+            for node in self.nodes:
+                node.launch()
+            for node in self.nodes:
+                node.wait(START_S)
+            self.settle()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,10 +131,11 @@ class Brokers:
 
     def start(self, k: int) -> None:
         """Start a broker that was stopped, and wait until it answers and every replica has caught up."""
-        self.nodes[k].start()
+        self.nodes[k].launch()
+        self.nodes[k].wait(START_S)
         self.settle()
 
-    def settle(self, seconds: float = 60) -> None:
+    def settle(self, seconds: float = START_S) -> None:
         """Wait until every partition has all its replicas in sync."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -34,7 +34,7 @@ def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict
             else:
                 made += [SimpleNamespace(key=e.user_id.encode(), value=encode_event(e)) for e in events]
     names = {p.code: p.name for p in settings.platforms}
-    return verify.offline_windows(made, names, settings.encoding.window)[0], dead
+    return verify.offline_windows(made, names, settings.encoding.policy)[0], dead
 
 
 def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path) -> dict[str, int]:
@@ -46,7 +46,7 @@ def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[st
     letters = {(d.topic, d.partition, d.offset) for d in (decode_dead_letter(r.value) for r in read(settings, "dead-letters"))}
     windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
     names = {p.code: p.name for p in settings.platforms}
-    folded, _ = verify.offline_windows(filter(is_event, unified), names, settings.encoding.window)
+    folded, _ = verify.offline_windows(filter(is_event, unified), names, settings.encoding.policy)
     return {
         "events": sum(map(len, sources.values())),
         "windows_wrong": max(verify.wrong(folded, windows), verify.wrong(want, windows)),

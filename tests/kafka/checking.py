@@ -42,7 +42,7 @@ def is_event(record: Any) -> bool:
 def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -> dict[str, int]:
     """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped."""
     names = {p.code: p.name for p in settings.platforms}
-    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.window)
+    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
     windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
     return {
         "windows_wrong": verify.wrong(expected, windows),
@@ -76,7 +76,7 @@ def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles:
     for name in encoders:
         encoder = load_encoder(name, tower.space_id, tower.dims)
         users = sorted(u for u in windows if versions.get(u) == encoder.version)
-        profiler = Profiler(encoder, store, style_of(settings), settings.encoding.window)
+        profiler = Profiler(encoder, store, style_of(settings), settings.encoding.policy)
         made = profiler(users, [windows[u] for u in users], [0] * len(users), 0)[0] if users else []
         right |= {u for u, row in zip(users, made, strict=True) if same(row, profiles[u])}
         for user, row in [pair for pair in zip(users, made, strict=True) if pair[0] not in right][:2]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import stamina
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -17,11 +18,12 @@ from streams.settings import Settings
 from streams.topics import admin, create
 from tests.kafka.checking import RIGHT, compare, read
 from tests.kafka.load import Load as _Load
-from tests.kafka.processes import WAIT_S, WorkerProcess, wait_for
+from tests.kafka.processes import WAIT_S, ReplicaProcess, WorkerProcess, wait_for
 
-__all__ = ["RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
+__all__ = ["QUOTAS", "RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
 
 PARTITIONS = 4
+QUOTAS = {"window": 8, "window_per_platform": 10, "window_strong": 6}  # small enough that many users' windows are full
 PLAIN = """
 [[platforms]]
 name = "shop"
@@ -50,6 +52,7 @@ class Cluster:
         client.close()
         self.partitions = self.settings.worker.partitions
         self.workers: list[WorkerProcess] = []
+        self.replicas: list[ReplicaProcess] = []
         self.loads: list[Load] = []
 
     def worker(self, name: str, data_dir: Path | None = None, **environment: str) -> WorkerProcess:
@@ -57,8 +60,13 @@ class Cluster:
         self.workers.append(WorkerProcess(self.folder, self.config, name, data_dir, **environment))
         return self.workers[-1]
 
+    def replica(self, name: str, **environment: str) -> ReplicaProcess:
+        """Start a read replica; the same name has the same data folder again."""
+        self.replicas.append(ReplicaProcess(self.folder, self.config, name, **environment))
+        return self.replicas[-1]
+
     def stop(self) -> None:
-        for started in (*self.loads, *self.workers):
+        for started in (*self.loads, *self.workers, *self.replicas):
             started.stop()
 
     # What goes in
@@ -89,7 +97,9 @@ class Cluster:
     def configure(self, topic: str, config: dict[str, str]) -> None:
         """Settings of a topic on the broker."""
         client = admin(self.settings.kafka)
-        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
+        for attempt in stamina.retry_context(on=ValueError, timeout=20):  # a topic just created may not be described yet
+            with attempt:
+                client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(config))])
         client.close()
 
     def items(self, n: int = 500) -> None:
