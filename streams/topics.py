@@ -99,7 +99,7 @@ def create(client: KafkaAdminClient, settings: Settings, platforms: bool = False
             raise BrokerError(f"topic {topic.name}: cannot be created: {error}") from None
         made.append(topic.name)
     deadline = time.monotonic() + SEEN_S
-    while not set(made) <= set(client.list_topics()) and time.monotonic() < deadline:
+    while made and not set(made) <= set(client.list_topics()) and time.monotonic() < deadline:
         time.sleep(0.1)  # a broker that is busy answers before its own metadata know
     return made
 
