@@ -30,6 +30,7 @@ transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 log.cleaner.enable=false
 """
+START_S = 300.0  # on a busy machine; alone it takes 3
 
 
 def free_port() -> int:
@@ -68,7 +69,7 @@ class ApacheKafka:
         self._heap = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]
         self._properties = self.folder / "server.properties"
         self._properties.write_text(properties.format(port=self.port, controller=controller, logs=self.folder / "logs"))
-        self._java("kafka.tools.StorageTool", "format", "-t", cluster_id or new_cluster_id(), "-c", str(self._properties)).wait(60)
+        self._java("kafka.tools.StorageTool", "format", "-t", cluster_id or new_cluster_id(), "-c", str(self._properties)).wait(START_S)
         self.process: subprocess.Popen[bytes] | None = None
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -76,15 +77,19 @@ class ApacheKafka:
             return subprocess.Popen(["java", *self._heap, "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log)
 
     def start(self) -> "ApacheKafka":
-        """Start and wait until the port answers."""
+        """Start and wait until the port answers; a broker that never does is ended."""
         self.launch()
-        return self.wait()
+        try:
+            return self.wait()
+        except BaseException:
+            self.stop()
+            raise
 
     def launch(self) -> None:
         """Start; do not wait: a broker of several answers only once most of them are there."""
         self.process = self._java("kafka.Kafka", str(self._properties))
 
-    def wait(self, seconds: float = 60) -> "ApacheKafka":
+    def wait(self, seconds: float = START_S) -> "ApacheKafka":
         """Wait until the port answers."""
         assert self.process is not None
         deadline = time.monotonic() + seconds

@@ -11,7 +11,7 @@ from pathlib import Path
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
-from tests.apache import ApacheKafka, new_cluster_id
+from tests.apache import START_S, ApacheKafka, new_cluster_id
 from tests.chaos.proxy import Network
 
 PROPERTIES = """
@@ -40,7 +40,6 @@ num.network.threads=1
 num.io.threads=4
 log.cleaner.enable=false
 """
-START_S = 300.0
 PORTS = range(20_000, 32_000)  # below those that the system gives to outgoing connections: a stopped broker's must stay free
 
 
@@ -99,7 +98,7 @@ class Brokers:
             for node in self.nodes:
                 node.launch()
             for node in self.nodes:
-                node.wait(START_S)
+                node.wait()
             self.settle()
         except BaseException:
             self.__exit__()
@@ -132,7 +131,7 @@ class Brokers:
     def start(self, k: int) -> None:
         """Start a broker that was stopped, and wait until it answers and every replica has caught up."""
         self.nodes[k].launch()
-        self.nodes[k].wait(START_S)
+        self.nodes[k].wait()
         self.settle()
 
     def settle(self, seconds: float = START_S) -> None:
