@@ -29,6 +29,7 @@ check: .venv/test.stamp
 	$(BIN)/pytest
 
 chaos: .venv/test.stamp
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: .venv/test.stamp

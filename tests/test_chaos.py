@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.chaos.brokers import Ports
 from tests.chaos.proxy import Network
-from tests.chaos.schedule import KINDS, Fault, draw, kills, rebalances, shrink
+from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, kills, rebalances, shrink
 
 counts = st.fixed_dictionaries({"kills": st.integers(0, 120), "rebalances": st.integers(0, 80), "broker_stops": st.integers(0, 15)})
 
@@ -18,10 +18,11 @@ counts = st.fixed_dictionaries({"kills": st.integers(0, 120), "rebalances": st.i
 @settings(max_examples=40, deadline=None)
 @given(st.integers(), counts, st.integers(1, 3), st.integers(1, 3))
 def test_schedule(seed: int, wanted: dict[str, int], workers: int, brokers: int) -> None:
-    """A seed always gives the same schedule; it has every way of every kind that the brokers allow, and as many of each as was asked for."""
+    """A seed always gives the same schedule: as many of each as was asked for, all ways of all kinds but in a small one."""
     faults = draw(seed, wanted, workers, brokers)
     assert faults == draw(seed, wanted, workers, brokers)
-    assert {(f.kind, f.way) for f in faults} == {(k, way) for k, v in KINDS.items() if v.brokers <= brokers for way in v.ways}
+    there, possible = {(f.kind, f.way) for f in faults}, {(k, way) for k, v in KINDS.items() if v.brokers <= brokers for way in v.ways}
+    assert there == possible if wanted["kills"] >= EVERY_WAY else there <= possible
     assert kills(faults, workers) >= wanted["kills"]
     assert rebalances(faults) >= wanted["rebalances"]
     assert sum(f.kind == "broker" for f in faults) >= wanted["broker_stops"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from tests.chaos.driver import REPORTED, WRONG, Result, Setup, run
-from tests.chaos.schedule import KINDS, Fault, draw, shrink
+from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, shrink
 
 
 def main() -> int:
@@ -66,15 +66,20 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rebalances", type=int, default=0, help="at least")
     p.add_argument("--broker-stops", type=int, default=0, help="at least")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--workers", type=int, default=3, choices=(1, 2, 3), help="one more joins and leaves")
-    p.add_argument("--brokers", type=int, default=3, choices=(1, 2, 3))
-    p.add_argument("--rate", type=float, default=500, help="events/s")
+    p.add_argument("--workers", type=int, choices=(1, 2, 3), help=f"one more joins and leaves; 3, or 2 for fewer than {EVERY_WAY} kills")
+    p.add_argument("--brokers", type=int, choices=(1, 2, 3), help=f"3, or 1 for fewer than {EVERY_WAY} kills")
+    p.add_argument("--rate", type=float, help=f"events/s; 500, or 200 for fewer than {EVERY_WAY} kills")
     p.add_argument("--users", type=int, default=3000)
     p.add_argument("--partitions", type=int, default=6)
     p.add_argument("--only", nargs="*", default=(), choices=tuple(KINDS), help="kinds of faults; all by default")
     p.add_argument("--shrink-minutes", type=float, default=60, help="how long to look for a shorter schedule that fails")
     p.add_argument("--keep", type=Path, help="folder for logs and data, which stay")
-    return p.parse_args()
+    given = p.parse_args()
+    large = given.kills >= EVERY_WAY
+    for name, value in (("workers", 3 if large else 2), ("brokers", 3 if large else 1), ("rate", 500.0 if large else 200.0)):
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    return given
 
 
 if __name__ == "__main__":

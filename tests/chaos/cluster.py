@@ -16,16 +16,20 @@ from typing import Any
 
 import httpx
 import stamina
+from kafka import KafkaConsumer, TopicPartition
 
+from streams import verify
 from streams.faults import VARIABLE
 from streams.topics import BrokerError
 from tests.chaos.brokers import Brokers
 from tests.kafka.cluster import Cluster
-from tests.kafka.processes import WorkerProcess, wait_for
+from tests.kafka.processes import HTTP, WorkerProcess, wait_for
 
 RESTART_S = 0.3
 SCRATCH_MB = 192
 READY_S = 400.0
+QUIET_S = 8.0
+"""So long without a new profile, and none comes."""
 GENERATION = re.compile(r"generation (\d+): tablets")
 LOST = re.compile(r"a batch went missing between offsets|fetched from offset")
 
@@ -104,6 +108,8 @@ class ChaosCluster(Cluster):
                     slot.died_at = time.monotonic()
                     if slot.worker.process.returncode > 0:
                         self.ended[last_words(slot.worker)] += 1
+                if not slot.alive:
+                    slot.tablets = set()
                 if slot.wanted and not slot.alive and time.monotonic() - slot.died_at >= RESTART_S:
                     slot.worker = self.worker(str(slot.number), slot.data_dir, **slot.environment)
                     slot.paused, slot.died_at = False, 0.0
@@ -115,7 +121,7 @@ class ChaosCluster(Cluster):
             for slot in self.slots:
                 if slot.alive and not slot.paused:
                     with contextlib.suppress(httpx.HTTPError, AttributeError):
-                        answer = httpx.get(f"{slot.worker.url}/readyz", timeout=0.5)  # type: ignore[union-attr]
+                        answer = HTTP.get(f"{slot.worker.url}/readyz", timeout=0.5)  # type: ignore[union-attr]
                         slot.tablets = set(answer.json().get("tablets", ()))
             time.sleep(0.3)
 
@@ -153,8 +159,32 @@ class ChaosCluster(Cluster):
         finally:
             slot.wanted = slot.number < len(self.slots) - 1
 
+    def settle(self) -> None:
+        """After everything is committed: wait until users of late items are encoded again, which no offset tells."""
+        items = len(verify.latest(self.log("item-vectors")))
+
+        def know() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return all(self.ready(s).metric("currents_items_known") >= items for s in self.slots if s.wanted)
+            return False
+
+        wait_for(f"every worker to know {items} items", know, READY_S)
+        before, now = -1, self.published()
+        while now != before:
+            time.sleep(QUIET_S)
+            before, now = now, self.published()
+
+    def published(self) -> int:
+        """How many profiles were published so far."""
+        consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
+        tps = [TopicPartition(self.settings.topic("profiles"), p) for p in range(self.partitions)]
+        try:
+            return sum(consumer.end_offsets(tps).values())
+        finally:
+            consumer.close()
+
     def finish(self) -> dict[Path, set[int]]:
-        """After everything is committed: end the workers; data folder -> tablets that were its worker's."""
+        """After everything is settled: end the workers; data folder -> tablets that were its worker's."""
         self._over = True
         self._watch.join()
         self._look.join()

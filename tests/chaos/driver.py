@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kafka.errors import KafkaError
+
 from tests.chaos.brokers import Brokers
 from tests.chaos.checks import check
 from tests.chaos.cluster import ChaosCluster
@@ -17,7 +19,6 @@ from tests.chaos.schedule import Fault
 
 AT_ONCE = 3
 SETTLE_S = 8.0
-DRAIN_S = 240.0
 WRONG = ("windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "dead_letters_missing", "dead_letters_wrong")
 REPORTED = (
     "kills", "rebalances", "broker_stops", "events", "windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "lost_batches_recovered",
@@ -35,8 +36,6 @@ class Setup:
     partitions: int = 6
     seed: int = 1
     rebalances: int = 0
-    bundle: bool = True
-    """Whether workers also encode with an exported bundle."""
 
 
 @dataclass
@@ -74,18 +73,19 @@ def run(faults: Sequence[Fault], setup: Setup, say: Callable[[str], None] = prin
     """Run a schedule. Logs and data stay in `keep` if it is given."""
     folder = keep or Path(tempfile.mkdtemp(prefix="currents-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    encoders = ["baseline", *([bundle(folder / "bundle")] if setup.bundle else [])]
+    encoders = ["baseline", *([bundle(folder / "bundle")] if any(f.kind == "encoder" for f in faults) else [])]
     result = Result({})
+    worker = {"partitions": setup.partitions, "write_buffer_mb": 1}  # small, so that files are written all the time
     try:
         with Brokers(folder, setup.brokers, setup.workers + 1) as brokers:
-            cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, worker={"partitions": setup.partitions})
+            cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, worker=worker)
             try:
                 _run(cluster, faults, setup, say, result)
-            except AssertionError as error:
-                result.failure = str(error)
             finally:
                 cluster.stop()
                 result.ended = dict(cluster.ended)
+    except (AssertionError, RuntimeError, OSError, KafkaError) as error:
+        result.failure = f"{type(error).__name__}: {error}"
     finally:
         if keep is None and not result.wrong():
             shutil.rmtree(folder, ignore_errors=True)
@@ -134,6 +134,7 @@ def _run(cluster: ChaosCluster, faults: Sequence[Fault], setup: Setup, say: Call
     traffic.stop()
     began_drain = time.monotonic()
     cluster.drain()
+    cluster.settle()
     say(f"drained in {time.monotonic() - began_drain:.1f} s")
     figures = result.figures
     figures |= {"kills": chaos.kills, "broker_stops": cluster.brokers.stops, "terms": chaos.terms}

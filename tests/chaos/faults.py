@@ -36,11 +36,12 @@ class Chaos:
         worker = slot.worker
         if worker is None or not slot.alive:
             return ""
+        tablets = sorted(slot.tablets)
         worker.process.kill()
         if self.c.gone(slot, worker) != -signal.SIGKILL:
             return ""
         self.kills += 1
-        return f"killed with tablets {sorted(slot.tablets)}"
+        return f"killed with tablets {tablets}"
 
     def _term(self, slot: Slot) -> str:
         worker = slot.worker
@@ -79,13 +80,13 @@ class Chaos:
         worker = self.c.ready(slot)
         hit = slot.arm(point, what, passes if point not in ("in-rebalance", "in-restore") else 0)
         if point == "in-rebalance":
-            self._rebalance(slot)
+            self._rebalance(hit)
         elif point == "in-restore":
             self._kill(slot)
             empty(slot.data_dir)
         if not self.c.hit(slot, point, hit, HIT_S):
             return ""
-        if point in ("in-restore",):
+        if point == "in-restore":
             return f"SIG{what.upper()} {point}"
         status = self.c.gone(slot, worker)
         self.kills += status == -signal.SIGKILL
@@ -106,24 +107,29 @@ class Chaos:
     def kill_in_rebalance(self, fault: Fault, slot: Slot) -> str:
         worker = self.c.ready(slot)
         hit = slot.arm("in-rebalance", "kill", int(fault.way))
-        self._rebalance(slot)
+        self._rebalance(hit)
         if not self.c.hit(slot, "in-rebalance", hit, HIT_S):
             return ""
         status = self.c.gone(slot, worker)
         self.kills += status == -signal.SIGKILL
         return f"ended with {status} while partitions moved"
 
-    def _rebalance(self, slot: Slot) -> None:
-        """Make the group rebalance: the worker that joins comes, or goes."""
+    def _rebalance(self, hit: Path) -> None:
+        """Make the group rebalance until a fault point was hit: the worker that joins comes and goes."""
         joiner = self.c.slots[-1]
-        if joiner.lock.acquire(timeout=1):  # else it is on its way already
+        deadline = time.monotonic() + HIT_S
+        while not hit.exists() and time.monotonic() < deadline:
+            if not joiner.lock.acquire(timeout=1):  # it is on its way already
+                continue
             try:
-                joiner.wanted = not joiner.alive
-                if joiner.alive and joiner.worker is not None:
-                    joiner.worker.process.terminate()
-                    self.terms += 1
+                if joiner.alive:
+                    self._leave(joiner)
+                else:
+                    joiner.wanted = True
+                    until(lambda: hit.exists() or bool(joiner.alive and joiner.tablets), HIT_S / 2)
             finally:
                 joiner.lock.release()
+            until(hit.exists, 5)
 
     def all_gone(self, fault: Fault, slot: Slot) -> str:
         done = []
@@ -153,7 +159,7 @@ class Chaos:
         self.c.ready(slot)
         hit = slot.arm(fault.way, "stop", fault.luck % 3 if fault.way != "in-rebalance" else 0)
         if fault.way == "in-rebalance":
-            self._rebalance(slot)
+            self._rebalance(hit)
         if not self.c.hit(slot, fault.way, hit, HIT_S):
             return ""
         slot.paused = True
@@ -243,12 +249,16 @@ class Chaos:
 
     def _cut(self, fault: Fault, links: list[tuple[int, int]]) -> str:
         network = self.c.brokers.network
-        before = sum(network.links[link].held for link in links)
+        began, before = time.monotonic(), sum(network.links[link].held for link in links)
+
+        def held() -> int:
+            return sum(network.links[link].held for link in links) - before
+
         network.cut(links, fault.way)
         time.sleep(fault.seconds)
+        until(held, HIT_S)  # the worker may only just be starting
         network.cut(links, "open")
-        held = sum(network.links[link].held for link in links) - before
-        return f"{held} connections met it in {fault.seconds} s" if held else ""
+        return f"{held()} connections met it in {time.monotonic() - began:.1f} s" if held() else ""
 
     # Clock, events
 

@@ -1,5 +1,6 @@
 """What goes in: events of many users for as long as it lasts, late, repeated and broken ones; items that come late; poison; storms."""
 
+import asyncio
 import random
 import threading
 import time
@@ -42,20 +43,22 @@ class Traffic(threading.Thread):
         self._over = threading.Event()
         self.sent = 0
         self.poisoned = 0
+        self._error: BaseException | None = None
 
     def stop(self) -> None:
-        """Send no more; returns when everything is acknowledged."""
+        """Send no more; returns when everything is acknowledged. Raises what made it end before."""
         self._over.set()
         self.join()
+        if self._error is not None:
+            raise AssertionError(f"the load ended early: {self._error!r}")
 
     def run(self) -> None:
-        import asyncio
-
-        asyncio.run(self._send())
+        try:
+            asyncio.run(self._send())
+        except BaseException as error:
+            self._error = error
 
     async def _send(self) -> None:
-        import asyncio
-
         r = random.Random(self._seed)
         producer = AIOKafkaProducer(
             bootstrap_servers=self._c.bootstrap, linger_ms=10, max_batch_size=256 << 10, acks="all", request_timeout_ms=120_000
