@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, shrink
 def main() -> int:
     """Draw a schedule, run it, shrink it if it fails, report."""
     options = arguments()
+    for name in ("aiokafka", "kafka"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # brokers go away: that is what is asked for
     setup = Setup(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Setup) if hasattr(options, f.name)})
     wanted = {"kills": options.kills, "rebalances": options.rebalances, "broker_stops": options.broker_stops}
     faults = draw(setup.seed, wanted, setup.workers, setup.brokers, options.only)
