@@ -3,12 +3,17 @@
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from encoder.runtime import load_encoder
+from encoder.towers import load_tower
 from tests.chaos.brokers import Ports
+from tests.chaos.driver import bundle
+from tests.chaos.outages import outages
 from tests.chaos.proxy import Network
 from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, kills, rebalances, shrink
 
@@ -39,6 +44,24 @@ def test_shrink(culprits: set[int], n: int) -> None:
         return culprits <= {f.luck for f in some}
 
     assert {f.luck for f in shrink(faults, fails)} == culprits
+
+
+def test_outages() -> None:
+    """Of each event the longest silence on the worker's own tablets and on all others, in seconds; rows before and after it count for neither."""
+    rows = {0: [0, 9_000, 10_000, 18_000, 18_100, 90_000], 1: [0, *range(9_500, 60_000, 500)]}
+    assert outages(rows, [("dies", 10_500, {0}), ("joins", 11_000, set())]) == {"dies": [(71.9, 0.5)], "joins": [(0.0, 71.9)]}
+    rows[0] += [*range(18_200, 60_000, 100)]
+    rows[0].sort()
+    assert outages(rows, [("dies", 10_500, {0})]) == {"dies": [(8.0, 0.5)]}
+
+
+@pytest.mark.slow
+def test_bundle(tmp_path: Path) -> None:
+    """The bundle that workers change to is one that a worker can open."""
+    tower = load_tower("static")
+    assert (
+        load_encoder(bundle(tmp_path / "bundle"), tower.space_id, tower.dims).version != load_encoder("baseline", tower.space_id, tower.dims).version
+    )
 
 
 @pytest.fixture

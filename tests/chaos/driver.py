@@ -147,7 +147,8 @@ def bundle(folder: Path) -> str:
     """An untrained encoder of the smallest preset, exported."""
     import torch
 
-    from encoder.model import SequenceEncoder, preset
+    from encoder.config import preset
+    from encoder.model import SequenceEncoder
     from encoder.towers import load_tower
     from training.export import export
 
