@@ -193,7 +193,7 @@ class Updater:
                 generation = self._tablets.generation
                 tablet = None if generation is None else await self._tablets.ready(partition, generation)
                 if tablet is None:
-                    if self._tablets.generation is None:  # on the move: try again when it has settled
+                    if generation is None or generation != self._tablets.generation:  # on the move: try again when it has settled
                         await asyncio.sleep(0.2)
                         self._wake.set()
                     else:
