@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test fast slow broker kafka check bench encoder clean
+.PHONY: demo test fast slow broker kafka check bench chaos encoder clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
@@ -27,6 +27,10 @@ check: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+chaos: .venv/test.stamp
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }
+	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ONLY)

@@ -92,13 +92,19 @@ def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
     return b"".join((*parts, _INTERESTS, interests))
 
 
-_LAST, _EVENTS = _packer.pack("last_event_at"), _packer.pack("events")
+_LAST, _EVENTS, _UNKNOWN = (_packer.pack(name) for name in ("last_event_at", "events", "unknown_items"))
 _IDS = 1200  # bytes that hold the head's first fields, the longest user_id among them
 
 
 def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
     """Whether a packed profile says that its window has that newest time and that many events. Decodes nothing: a restore asks for every row."""
     return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
+
+
+def unknown_items(profile: bytes) -> int:
+    """`unknown_items` of a packed profile, nothing else decoded."""
+    at = profile.find(_UNKNOWN, 0, _IDS) + len(_UNKNOWN)
+    return int(profile[at]) if profile[at] < 0x80 else int.from_bytes(profile[at + 1 : at + 1 + (1 << profile[at] - 0xCC)], "big")  # uint8 is cc
 
 
 def unpack_profile(data: bytes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from schemas.items import item_name
 from schemas.profiles import decode_profile
 from schemas.windows import fold, row_of
 from streams.batches import RecordBatch
+from streams.faults import point
 from streams.metrics import Metrics
 from streams.profiler import Profiler
 from streams.sending import Row, Sender
@@ -91,10 +92,13 @@ class Updater:
             windows[tablet.partition] = [(k, v, at) for k, v in new]
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
+        point("after-rocksdb")
         if not await self._tablets.may_publish(generation):
             return False
+        point("in-publish")
         sent = {self._windows: windows, self._profiles: profiles}
         last = await self._sender.send_all(sent)
+        point("after-changelog")
         for topic, parts in last.items():
             for tablet in folded:
                 if (offset := parts.get(tablet.partition)) is not None:
@@ -189,7 +193,7 @@ class Updater:
                 generation = self._tablets.generation
                 tablet = None if generation is None else await self._tablets.ready(partition, generation)
                 if tablet is None:
-                    if self._tablets.generation is None:  # on the move: try again when it has settled
+                    if generation is None or generation != self._tablets.generation:  # on the move: try again when it has settled
                         await asyncio.sleep(0.2)
                         self._wake.set()
                     else:

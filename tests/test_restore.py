@@ -13,7 +13,7 @@ from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.restore import merge, put_profiles, put_windows
-from streams.tablets import Tablet
+from streams.tablets import Tablet, key_bytes
 from streams.verify import offline_windows
 
 POLICY = Policy(6)
@@ -110,8 +110,8 @@ def test_stale_window(tablet: Tablet) -> None:
     tablet.close()
 
 
-def profile(user: str, times: list[int]) -> bytes:
-    head = Profile(user, 9, max(times), 9, len(times), 0, "e", "s", 0, VECTOR_TYPE, b"")
+def profile(user: str, times: list[int], unknown: int = 0) -> bytes:
+    head = Profile(user, 9, max(times), 9, len(times), unknown, "e", "s", 0, VECTOR_TYPE, b"")
     return encode_profile(head)
 
 
@@ -119,11 +119,29 @@ def test_stale_profile(tablet: Tablet) -> None:
     """A profile of another window than the user's is named, until the right one follows."""
     stale, long = set[bytes](), "x" * 1024
     tablet.write(windows=[(b"u", window([1, 2, 3])), (long.encode(), window([1, 300]))])
-    put_profiles(tablet, [Record(b"u", profile("u", [1, 3])), Record(long.encode(), profile(long, [1, 300])), Record(b"w", None)], stale, {"t": 2})
+    found = [Record(b"u", profile("u", [1, 3])), Record(long.encode(), profile(long, [1, 300])), Record(b"w", None)]
+    put_profiles(tablet, found, stale, ItemTable(8), {"t": 2})
     assert stale == {b"u"}
-    put_profiles(tablet, [Record(b"u", profile("u", [1, 2, 3]))], stale, {"t": 3})
+    put_profiles(tablet, [Record(b"u", profile("u", [1, 2, 3]))], stale, ItemTable(8), {"t": 3})
     assert stale == set()
     assert tablet.profile(b"u") == profile("u", [1, 2, 3])
+    tablet.close()
+
+
+@pytest.mark.parametrize("unknown", [1, 130, 300])
+def test_late_item_of_another_worker(tablet: Tablet, unknown: int) -> None:
+    """A user whose last profile is from before an item came, that is known by now, is noted as one who waits for it; others are not."""
+    table, stale = ItemTable(2), set[bytes]()
+    out = np.zeros(unknown, DTYPE)
+    out["ts_ms"], out["event_id"], out["item_key"] = 5, np.arange(unknown), 7
+    several = VERSION + out.tobytes()
+    tablet.write(windows=[(user, several) for user in (b"late", b"encoded")])
+    found = [Record(b"late", profile("late", [5] * unknown, unknown)), Record(b"encoded", profile("encoded", [5] * unknown))]
+    put_profiles(tablet, found, stale, table, {"t": 1})
+    assert list(tablet.awaited()) == []
+    table.put(7, np.ones(2, np.float32))
+    put_profiles(tablet, found, stale, table, {"t": 2})
+    assert (list(tablet.awaited()), list(tablet.waiting(key_bytes(7))), stale) == ([key_bytes(7)], [b"late"], set())
     tablet.close()
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from streams.metrics import Metrics
+from streams.settings import Settings
 from streams.startup import claim
 from streams.storage import StorageError
 from streams.tablets import Tablet, Tablets
+from streams.update import Updater
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -52,6 +55,32 @@ def test_generations(tmp_path: Path) -> None:
         assert not one.restored.is_set()
         one.restored.set()
         assert await tablets.ready(1, 8) is one
+        tablets.close()
+
+    asyncio.run(scenario())
+
+
+def test_late_items_outlive_a_rebalance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that came late are not forgotten when the generation passes while their tablet is waited for."""
+
+    async def scenario() -> None:
+        tablets, encoded = Tablets(tmp_path, 8, 4), list[bytes]()
+        updater = Updater(Settings(), tablets, None, None, Metrics(), None)  # type: ignore[arg-type] # nothing is encoded
+
+        async def encode(self: Updater, tablet: Tablet, items: list[bytes]) -> None:
+            encoded.extend(items)
+
+        monkeypatch.setattr(Updater, "_reencode", encode)
+        (tablet,) = tablets.assign({1}, 7)
+        running = asyncio.create_task(updater.reencode_forever())
+        updater.arrived([5])
+        await asyncio.sleep(0.05)
+        tablets.assign({1}, 8)
+        tablet.restored.set()
+        async with asyncio.timeout(20):
+            while not encoded:
+                await asyncio.sleep(0.05)
+        running.cancel()
         tablets.close()
 
     asyncio.run(scenario())
