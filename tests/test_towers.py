@@ -8,7 +8,7 @@ import pytest
 
 from encoder.towers import MANIFEST, TowerError, load_tower
 from training.corpus import titles
-from training.distill import whitening
+from training.whiten import whitening
 
 TEXTS = ["Espresso machine with milk foamer", "Coffee grinder for espresso", "Garden hose, 20 m", "", "   ", "☃"]
 

@@ -25,13 +25,18 @@ def adapt(encoder: SequenceEncoder, recipe: Recipe) -> SequenceEncoder:
         encoder.body.requires_grad_(False)
         encoder.body.add_prefix(recipe.adapter_rank)
         return encoder
-    targets = [name for name, module in encoder.body.named_modules() if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"]
+    targets = linears(encoder.body)
     if recipe.adapter == "lora":
         config: Any = LoraConfig(r=recipe.adapter_rank, lora_alpha=2 * recipe.adapter_rank, target_modules=targets, fan_in_fan_out=False)
     else:
         config = AdaLoraConfig(r=recipe.adapter_rank, init_r=recipe.adapter_rank, target_modules=targets, total_step=1)
     encoder.body = get_peft_model(encoder.body, config)
     return encoder
+
+
+def linears(body: torch.nn.Module) -> list[str]:
+    """Names of the linear maps in a body, where adapters can go."""
+    return [name for name, module in body.named_modules() if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"]
 
 
 def adaptation(encoder: SequenceEncoder, recipe: Recipe) -> Tensor | float:
