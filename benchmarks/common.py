@@ -28,8 +28,8 @@ ITEMS = 4000
 BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
 
 
-def record(question: str, figures: dict[str, Any], unit: str, note: str, **more: Any) -> None:
-    """Write a result, with more than the README shows, and print it as the last line."""
+def record(question: str, figures: dict[str, Any], unit: str, note: str, **details: Any) -> None:
+    """Write a result and print it as the last line; details are in the file alone."""
     RESULTS.mkdir(exist_ok=True)
     row = {
         "question": question,
@@ -39,7 +39,7 @@ def record(question: str, figures: dict[str, Any], unit: str, note: str, **more:
         "command": f"make bench ONLY={question}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB, broker and load beside the worker",
-        **more,
+        **details,
     }
     (RESULTS / f"{question}.json").write_bytes(orjson.dumps(row, option=orjson.OPT_INDENT_2) + b"\n")
     print(orjson.dumps({question: figures}).decode(), flush=True)

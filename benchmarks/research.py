@@ -1,5 +1,6 @@
 """Research data as event logs. They are read where they lie (CURRENTS_DATA, or ../shared/data) and never copied. Orders only: times are made up."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
+from schemas.items import item_key
+from schemas.windows import DTYPE, NO_DWELL
 from training.log import Catalogue, EventLog, catalogue, event_log, ordered_rows
 from training.splits import Split, held_out_users
 
@@ -44,8 +47,57 @@ def food_kitchen_texts() -> tuple[EventLog, list[str], Split]:
             users.append(f"{part}-{user}")
             histories.append(np.array([row[int(i)] for i in items.split(",")]))
     log = log_of(users, histories, things)
-    part_of = np.array([u.split("-")[0] for u in log.users])
+    part_of = parts_of(log)
     return log, ["", *(r[3] for r in rows)], held_out_users(log, part_of == "valid", part_of == "test")
+
+
+def only(log: EventLog, code: int) -> EventLog:
+    """The events of one platform."""
+    return kept_rows(log, log.rows["platform"] == code)
+
+
+def kept_rows(log: EventLog, keep: np.ndarray) -> EventLog:
+    """Some of the events, by mask (n,)."""
+    users = np.repeat(np.array(log.users, object), np.diff(log.bounds))
+    return event_log(users[keep], log.rows[keep], log.catalogue)
+
+
+def parts_of(log: EventLog) -> np.ndarray:
+    """(U,) file of each user of food_kitchen: train_overlap, train_A, train_B, valid or test."""
+    return np.array([u.split("-")[0] for u in log.users])
+
+
+def cold_items(log: EventLog, items: float, users: float, seed: int) -> tuple[EventLog, Split]:
+    """A share of the items is held out of training altogether; the test is the last event of a share of the users, on whatever item it is."""
+    r = np.random.default_rng(seed)
+    cold = r.random(log.catalogue.size) < items
+    last = log.bounds[1:] - 1
+    lot = np.where(np.diff(log.bounds) >= 3, r.random(len(log.users)), 1.0)
+    keep = ~cold[log.items]
+    keep[last[lot < users]] = True
+    left = kept_rows(log, keep)
+    lot = dict(zip(log.users, lot.tolist(), strict=True))
+    mine = np.array([lot[u] for u in left.users])
+    alone = np.diff(left.bounds) < 2
+    return left, held_out_users(left, (mine >= users) & (mine < users + 0.02) & ~alone, (mine < users) & ~alone)
+
+
+def ml_latest_small(tower: str = "static") -> EventLog:
+    """MovieLens latest-small with its true times: ratings (value: stars) and tags (as comments)."""
+    folder = DATA / "ml_latest_small"
+    with (folder / "movies.csv").open(newline="") as file:
+        films = list(csv.DictReader(file))
+    vectors = load_tower(tower).encode([f"{f['title']} {f['genres'].replace('|', ', ')}" for f in films])
+    things = catalogue([f"film:{f['movieId']}" for f in films], vectors, [1] * len(films), {1: "film"})
+    users, rows = [], []
+    for name, behavior in (("ratings", "rate"), ("tags", "comment")):
+        with (folder / f"{name}.csv").open(newline="") as file:
+            for n, r in enumerate(csv.DictReader(file)):
+                users.append(r["userId"])
+                key = item_key(f"film:{r['movieId']}")
+                value = float(r["rating"]) if "rating" in r else np.nan
+                rows.append((int(r["timestamp"]) * 1000, 2 * n + (name == "tags"), key, 1, BEHAVIOR_CODE[behavior], NO_DWELL, value))
+    return event_log(users, np.array(rows, DTYPE), things)
 
 
 def log_of(users: list[str], histories: list[np.ndarray], items: Catalogue) -> EventLog:

@@ -4,19 +4,24 @@
 <folder>/encoder.onnx       inputs as encoder.features.model_inputs names them, but items (B, T, dims) projected; output "vector" (B, dims)
 <folder>/items.onnx         "vectors" (n, item_dims) of the tower and "residuals" (n, dims) -> "projected" (n, dims)
 <folder>/residuals.npz      "keys" (m,) uint64 item keys, "residuals" (m, dims) float16: what training learned of single items
-<folder>/config.json, model.safetensors   the torch encoder, for warm starts and for workers with a GPU; not needed on a CPU
+<folder>/config.json, model.safetensors   the torch encoder without its residuals, for warm starts and for workers with a GPU; not needed on a CPU
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+import numpy as np
+
+FORMAT = 3
+READABLE = (2, FORMAT)  # 2 had the residuals in model.safetensors too
 MANIFEST, ONNX, ITEMS, RESIDUALS = "manifest.json", "encoder.onnx", "items.onnx", "residuals.npz"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -61,11 +66,6 @@ class Bundle:
         """The graph of items."""
         return self.folder / ITEMS
 
-    @property
-    def residuals(self) -> Path:
-        """The ID residuals."""
-        return self.folder / RESIDUALS
-
 
 def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
     """Write a bundle that is there whole or not at all. Raises BundleError if the folder exists: releases are never changed."""
@@ -100,7 +100,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise BundleError(f"bundle {folder}: no {MANIFEST}; half copied, or not a bundle") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: want JSON: {error}") from None
-    if not isinstance(row, dict) or row.get("format") != FORMAT:
+    if not isinstance(row, dict) or row.get("format") not in READABLE:
         raise BundleError(f"{path}: want format {FORMAT}, got {row.get('format') if isinstance(row, dict) else type(row).__name__!r}")
     try:
         manifest = Manifest(**row)
@@ -117,3 +117,23 @@ def open_bundle(folder: Path) -> Bundle:
         if got != wanted:
             raise BundleError(f"{folder / name}: want sha256 {wanted[:12]}…, got {got[:12]}…; the file was changed or cut")
     return Bundle(folder, manifest)
+
+
+def pack_residuals(keys: np.ndarray, residuals: np.ndarray) -> bytes:
+    """(m,) uint64 item keys, (m, dims) -> bytes of residuals.npz."""
+    stream = io.BytesIO()
+    np.savez(stream, keys=keys.astype(np.uint64), residuals=residuals.astype(np.float16))
+    return stream.getvalue()
+
+
+def read_residuals(folder: Path, dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bundle's (m,) uint64 item keys and (m, dims) float32 residuals. Raises BundleError."""
+    path = folder / RESIDUALS
+    try:
+        with np.load(path) as stored:
+            keys, residuals = stored["keys"], stored["residuals"].astype(np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: {error}") from None
+    if residuals.shape != (len(keys), dims):
+        raise BundleError(f"{path}: want ({len(keys)}, {dims}), got {residuals.shape}")
+    return keys, residuals

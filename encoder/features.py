@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, check
+from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, check, held, newer
 
 UNKNOWN = 0  # row of an item that is not known; its vector is zero
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Fibonacci hashing
@@ -126,6 +126,20 @@ def padded(flat: np.ndarray, flat_items: np.ndarray, lengths: np.ndarray) -> Fea
     items = np.zeros(mask.shape, np.int32)
     items[mask] = flat_items
     return Features(rows, items, lengths, mask)
+
+
+def fitted(features: Features, max_len: int, policy: Policy) -> Features:
+    """At most max_len events of each window: the newest half of max_len, then the newest that a quota holds, then the newest others.
+
+    Without quotas these are the newest. The half keeps a vector fresh where quotas alone could fill the encoder.
+    """
+    if features.items.shape[1] <= max_len or not (policy.per_platform or policy.strong):
+        return features.newest(max_len)
+    rows, items, owner = features.rows[features.mask], features.items[features.mask], np.nonzero(features.mask)[0]
+    first = held(rows, owner, policy) | (newer(owner) < max_len - max_len // 2)
+    room = np.where(first, max_len, max_len - np.bincount(owner, first, len(features.lengths))[owner])
+    keep = newer(owner * 2 + first) < room
+    return padded(rows[keep], items[keep], np.bincount(owner[keep], minlength=len(features.lengths)))
 
 
 PERIODS_S = (3_600.0, 86_400.0, 604_800.0, 31_557_600.0)  # hour, day, week, year

@@ -6,7 +6,7 @@ import torch
 from encoder.bundle import CONFIG, WEIGHTS, Bundle, BundleError
 from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 from encoder.model import SequenceEncoder
-from encoder.runtime import BUCKETS, Projected, buckets, read_residuals
+from encoder.runtime import BUCKETS, Projected, buckets, residual_table
 
 CHUNK = 4096  # windows of one run on a GPU
 
@@ -24,7 +24,7 @@ class TorchEncoder:
         self._fast = self.device.type == "cuda"
         # reduce-overhead is inductor with CUDA graphs; a few thousand small kernels would otherwise wait for the CPU.
         self._run = torch.compile(self.model, mode="reduce-overhead", dynamic=False) if self._fast else self.model
-        self._residuals = read_residuals(bundle)
+        self._residuals = residual_table(bundle)
         self._projected = Projected(self.project, self.dims)
         self._resident: tuple[int, torch.Tensor] | None = None
 

@@ -25,7 +25,7 @@ class Recipe(BaseModel):
     adapter: Literal["none", "lora", "adalora", "prefix"] = "none"
     """Train adapters in the body instead of its weights; `prefix` for a GPT body only."""
     adapter_rank: Positive = 8
-    """Rank of LoRA and AdaLoRA, length of a prefix."""
+    """Rank of LoRA, AdaLoRA's mean rank at the end, length of a prefix."""
     freeze: tuple[str, ...] = ()
     """Names of parameters that stay as they are, with * and ?: `body.*`."""
     start: str = ""
@@ -42,6 +42,8 @@ class Recipe(BaseModel):
     """Bias on the distance in events."""
     start_at_mean: bool = True
     """Add the output to the decayed mean."""
+    whiten: bool = True
+    """Start the projection of items as the whitening of this catalogue's own vectors, where there are enough of them."""
     residuals: bool = True
     """An ID residual for items with at least `residual_min_count` training events."""
     residual_min_count: Positive = 5

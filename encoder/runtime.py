@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from encoder.baseline import Baseline
-from encoder.bundle import Bundle, BundleError, open_bundle
+from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
 from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # windows up to these lengths are padded to the longest of their bucket
@@ -101,7 +101,7 @@ class OnnxEncoder:
         self.version, self.space_id, self.dims, self.max_len = m.version, m.space_id, m.dims, m.max_len
         self._windows, self._items = session(bundle.onnx, threads), session(bundle.items, threads)
         self._inputs = {i.name for i in self._windows.get_inputs()}
-        self._residuals = read_residuals(bundle)
+        self._residuals = residual_table(bundle)
         self._projected = Projected(self.project, self.dims)
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
@@ -143,15 +143,9 @@ def session(path: Path, threads: int) -> Any:
         raise BundleError(f"{path}: {error}") from None
 
 
-def read_residuals(bundle: Bundle) -> ItemTable:
+def residual_table(bundle: Bundle) -> ItemTable:
     """The ID residuals by item key; row UNKNOWN is zero. Raises BundleError."""
-    try:
-        with np.load(bundle.residuals) as stored:
-            keys, residuals = stored["keys"], stored["residuals"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{bundle.residuals}: {error}") from None
-    if residuals.shape != (len(keys), bundle.manifest.dims):
-        raise BundleError(f"{bundle.residuals}: want ({len(keys)}, {bundle.manifest.dims}), got {residuals.shape}")
+    keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
     table = ItemTable(bundle.manifest.dims, max(64, len(keys) + 1))
     for key, residual in zip(keys.tolist(), residuals, strict=True):
         table.put(key, residual)

@@ -4,6 +4,7 @@ Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import msgspec
@@ -98,6 +99,20 @@ _IDS = 1200  # bytes that hold the head's first fields, the longest user_id amon
 def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
     """Whether a packed profile says that its window has that newest time and that many events. Decodes nothing: a restore asks for every row."""
     return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
+
+
+def unpack_profile(data: bytes) -> dict[str, Any]:
+    """The fields of a packed profile, `v` left out, none of them looked at: what an answer needs, in a third of decode_profile's time.
+
+    Raises ValueError on other bytes or another version.
+    """
+    try:
+        row = msgspec.msgpack.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a profile: {error}") from None
+    if not isinstance(row, dict) or row.pop("v", None) != VERSION:
+        raise ValueError(f"not a profile of version {VERSION}")
+    return row
 
 
 def decode_profile(data: bytes) -> Profile:

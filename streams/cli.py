@@ -60,6 +60,19 @@ def worker(config: Config = None) -> None:
 
 
 @app.command()
+def serve(config: Config = None) -> None:
+    """Run a read replica of the profile changelog until SIGTERM."""
+    import uvloop
+
+    from streams.logs import set_up_logging
+    from streams.replica import run
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    uvloop.run(run(settings))
+
+
+@app.command()
 def topics(
     create: Annotated[bool, typer.Option("--create", help="Make what is missing, the platforms' topics too")] = False,
     json: Json = False,

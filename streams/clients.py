@@ -1,7 +1,6 @@
-"""What the command line does with Kafka: produce, follow profiles, look at dead letters and send them again."""
+"""What the command line does with Kafka: produce, follow profiles, look at dead letters."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,11 +9,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError
 
 from schemas.deadletters import DeadLetter, decode_dead_letter
-from schemas.events import encode_event
 from schemas.mapping import Mapper, Rejected
 from schemas.profiles import Profile, decode_profile
 from streams.normalise import mappers
-from streams.sending import partition_of
 from streams.settings import Settings
 from streams.topics import DEAD_LETTER_BYTES, BrokerError, client_config
 
@@ -123,14 +120,13 @@ def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterato
                     yield user, decode_profile(r.value) if r.value else None
 
 
-def dead_letters(settings: Settings, group: str | None = None) -> Iterator[tuple[Any, DeadLetter]]:
-    """(record, letter) of the whole topic, or from where `group` has committed, to its end."""
-    client = consumer(settings, group_id=group)
+def dead_letters(settings: Settings) -> Iterator[tuple[Any, DeadLetter]]:
+    """(record, letter) of the whole topic."""
+    client = consumer(settings)
     try:
         tps = partitions(client, settings.topic("dead-letters"))
         client.assign(tps)
-        if group is None:
-            client.seek_to_beginning(*tps)
+        client.seek_to_beginning(*tps)
         last = time.monotonic()
         while time.monotonic() - last < IDLE_S:
             for records in client.poll(300).values():
@@ -138,63 +134,4 @@ def dead_letters(settings: Settings, group: str | None = None) -> Iterator[tuple
                     last = time.monotonic()
                     yield r, decode_dead_letter(r.value)
     finally:
-        client.close()
-
-
-def redrive(settings: Settings, everything: bool, dry_run: bool, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Map dead letters again with the mapping as it is now, and send what is mended; returns counts.
-
-    Events go to the unified topic, items to their platform's. Where the last run came to is remembered once all is acknowledged;
-    sending a letter twice changes nothing, since ids come from the content and the fold is idempotent.
-    """
-    group = f"{settings.topic('redrive')}"
-    by_name, by_topic = mappers(settings), {p.items_topic: p.name for p in settings.platforms}
-    mended, still, events, position = 0, Counter[str](), 0, dict[TopicPartition, int]()
-    client = None if dry_run else producer(settings)
-    failed: list[BaseException] = []
-    for n, (record, letter) in enumerate(dead_letters(settings, None if everything else group), 1):
-        progress(n)
-        position[TopicPartition(record.topic, record.partition)] = record.offset + 1
-        mapper = by_name.get(letter.platform)
-        if mapper is None:
-            still[letter.reason] += 1
-            continue
-        if letter.topic in by_topic:
-            item = mapper.item(letter.value)
-            if isinstance(item, Rejected):
-                still[item.reason] += 1
-                continue
-            if client is not None:
-                client.send(letter.topic, letter.value, letter.key, timestamp_ms=letter.timestamp).add_errback(failed.append)
-            mended += 1
-            continue
-        found = mapper.events(letter.value, letter.topic, letter.partition, letter.offset, letter.at)
-        if isinstance(found, Rejected):
-            still[found.reason] += 1
-            continue
-        mended += 1
-        for event in found:
-            events += 1
-            key = event.user_id.encode()
-            if client is not None:
-                to = partition_of(key, settings.worker.partitions)
-                client.send(settings.topic("events"), encode_event(event), key, partition=to, timestamp_ms=letter.timestamp).add_errback(
-                    failed.append
-                )
-    if client is not None:
-        client.flush(timeout=120)
-        client.close(timeout=5)
-        if failed:
-            raise BrokerError(f"{len(failed)} records were not taken: {failed[0]}; nothing is remembered, run it again")
-        _remember(settings, group, position)
-    return {"mended": mended, "events": events, "still_rejected": dict(still), "dry_run": dry_run}
-
-
-def _remember(settings: Settings, group: str, position: dict[TopicPartition, int]) -> None:
-    from kafka.structs import OffsetAndMetadata
-
-    if position:
-        client = consumer(settings, group_id=group)
-        client.assign(list(position))
-        client.commit({tp: OffsetAndMetadata(offset, "", -1) for tp, offset in position.items()})
         client.close()

@@ -135,7 +135,7 @@ async def _result(settings: Settings, worker: Worker, sent: Sent, took: float) -
     """The figures, and the check of every stored window against the offline fold of the whole log."""
     log = await verify.read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
     names = {p.code: p.name for p in settings.platforms}
-    expected, duplicates = verify.offline_windows(log, names, settings.encoding.window)
+    expected, duplicates = verify.offline_windows(log, names, settings.encoding.policy)
     stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows")}
     profiles = sum(1 for tablet in worker.tablets for _ in tablet.scan("profiles"))
     p50, p99 = worker.metrics.age.percentiles(50, 99)

@@ -1,5 +1,6 @@
 """`currents dead-letters`: list, show, send again."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -18,11 +19,18 @@ def list_letters(
     reason: str | None = None,
     platform: str | None = None,
     limit: Annotated[int, typer.Option(help="Newest shown")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were sent again since")] = False,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Counts by platform and reason, and the newest."""
-    found = list(_letters(load(config), reason, platform))
+    """Counts by platform and reason, and the newest, of those that were not sent again."""
+    from streams.redrive import mark_of, marks, open_topics
+
+    settings = load(config)
+    open_topics(settings)
+    done, _ = asyncio.run(marks(settings))
+    every = list(_letters(settings, reason, platform))
+    found = [f for f in every if everything or mark_of(f[1]) not in done]
     counts = Counter((letter.platform, letter.reason) for _, letter in found)
     newest = sorted(found, key=lambda f: f[1].at)[-limit:]
     if json:
@@ -31,7 +39,7 @@ def list_letters(
             {"id": f"{r.partition}:{r.offset}", "reason": d.reason, "detail": d.detail, "source": f"{d.topic}/{d.partition}@{d.offset}"}
             for r, d in newest
         ]
-        print_json({"total": len(found), "counts": totals, "newest": newest_rows})
+        print_json({"total": len(found), "sent_again": sum(mark_of(d) in done for _, d in every), "counts": totals, "newest": newest_rows})
         return
     table = Table("platform", "reason", "count", box=None)
     for (name, why), n in counts.most_common():
@@ -71,17 +79,19 @@ def show_letter(id: Annotated[str, typer.Argument(help="PARTITION:OFFSET as list
 
 @letters.command("redrive")
 def redrive_letters(
-    everything: Annotated[bool, typer.Option("--all", help="From the first letter, not from where the last run came to")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also letters that were sent again before")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count")] = False,
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Map dead letters again with the settings as they are now, and send what is mended. Running it twice changes nothing."""
-    from streams.clients import redrive
+    """Map dead letters again with the settings as they are now, and send what is mended, each once. Interrupted, run it again."""
+    from streams.redrive import open_topics, redrive
 
+    settings = load(config)
+    open_topics(settings)
     with progress("letters") as bar:
         task = bar.add_task("")
-        counts = redrive(load(config), everything, dry_run, lambda n: bar.update(task, completed=n))
+        counts = asyncio.run(redrive(settings, everything, dry_run, lambda n: bar.update(task, completed=n)))
     if json:
         print_json(counts)
         return

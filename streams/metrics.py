@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus."""
+"""What workers and read replicas count, for Prometheus."""
 
 from collections.abc import Callable, Iterator
 
@@ -48,11 +48,29 @@ class AgeHistogram(Collector):
         yield family
 
 
-class Metrics:
-    """One registry per worker."""
+class Registry:
+    """One per process: what every process with an endpoint counts."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
+        self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A value that is read when asked for."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples with these labels."""
+        found = (s for family in self.registry.restricted_registry([name]).collect() for s in family.samples if s.name == name)
+        return sum(s.value for s in found if labels.items() <= s.labels.items())
+
+
+class Metrics(Registry):
+    """What a worker counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
         self.received = Counter("currents_received_total", "Records read from platform topics", ["platform"], registry=r)
         self.events = Counter("currents_events_total", "Events written to the unified topic", ["platform"], registry=r)
         self.filtered = Counter("currents_filtered_total", "Records left out by a mapping's filters", ["platform"], registry=r)
@@ -69,15 +87,13 @@ class Metrics:
         self.batch_events = Histogram(
             "currents_batch_events", "Events in one update batch", buckets=(1, 5, 10, 50, 100, 500, 1000, 2000, 4000), registry=r
         )
-        self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
         self.age = AgeHistogram()
         r.register(self.age)
 
-    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A value that is read when asked for."""
-        Gauge(name, text, registry=self.registry).set_function(read)
 
-    def value(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples with these labels."""
-        found = (s for family in self.registry.restricted_registry([name]).collect() for s in family.samples if s.name == name)
-        return sum(s.value for s in found if labels.items() <= s.labels.items())
+class ReplicaMetrics(Registry):
+    """What a read replica counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = Counter("currents_followed_rows_total", "Rows of the profile changelog read", registry=self.registry)

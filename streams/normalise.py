@@ -31,10 +31,7 @@ class Mapped:
 
 
 def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
-    """Records of `events.<platform>` -> rows of `currents.events`. They keep the record's time, from which the age of a profile counts.
-
-    Unless it is old or ahead: by its time the brokers would expire the row before it was read, or refuse it.
-    """
+    """Records of `events.<platform>` -> rows of `currents.events`."""
     out, now = Mapped(), now_ms()
     for r in records:
         events = mapper.events(r.value, r.topic, r.partition, r.offset, now)
@@ -42,9 +39,17 @@ def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
             out.dead.append(letter_of(r, events.reason, events.detail, platform, now))
             continue
         out.filtered += not events
-        at = min(max(r.timestamp, now - OLDEST_MS), now)
+        at = row_time(r.timestamp, now)
         out.rows += [(e.user_id.encode(), encode_event(e), at) for e in events]
     return out
+
+
+def row_time(record_ms: int, now: int) -> int:
+    """The time of a row: that of the record that it came from, from which the age of a profile counts.
+
+    Unless it is old or ahead: by its time the brokers would expire the row before it was read, or refuse it.
+    """
+    return min(max(record_ms, now - OLDEST_MS), now)
 
 
 def map_items(records: Sequence[Any], mapper: Mapper, platform: str, tower: Tower) -> Mapped:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from encoder.features import UNKNOWN, featurize
+from encoder.features import UNKNOWN, featurize, fitted
 from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import VECTOR_TYPE, pack_profile
+from schemas.windows import Policy
 from streams.items import ItemStore
 from streams.portrait import Style, interests
 from streams.settings import Settings
@@ -26,8 +27,8 @@ def style_of(settings: Settings) -> Style:
 class Profiler:
     """A pure function of windows, items and encoder, but for the clock that is passed in. Call it on the encoding thread."""
 
-    def __init__(self, encoder: Encoder, store: ItemStore, style: Style, window: int) -> None:
-        self.encoder, self._store, self._style, self._window = encoder, store, style, window
+    def __init__(self, encoder: Encoder, store: ItemStore, style: Style, policy: Policy) -> None:
+        self.encoder, self._store, self._style, self._policy = encoder, store, style, policy
 
     def __call__(
         self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int
@@ -37,8 +38,8 @@ class Profiler:
         `received`: when the newest event behind each update reached Kafka, ms.
         """
         table, encoder = self._store.table, self.encoder
-        features = featurize(windows, table, self._window)
-        vectors = encoder.encode(features, table).astype("<f2")
+        features = featurize(windows, table, self._policy.most)
+        vectors = encoder.encode(fitted(features, encoder.max_len, self._policy), table).astype("<f2")
         portraits = interests(features, self._store, self._style)
         b = np.arange(len(windows))
         last = features.rows["ts_ms"][b, features.lengths - 1].tolist()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -13,18 +14,19 @@ from aiokafka.helpers import create_ssl_context
 
 from encoder.features import UNKNOWN, ItemTable
 from schemas.profiles import is_of
-from schemas.windows import DTYPE, ROW_BYTES, check, fold, newest_ms
+from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.settings import Kafka
 from streams.tablets import STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
 CHUNK = 20_000  # records of one read
 FETCH_BYTES = 8 << 20
+_ROW = struct.Struct(f"{ROW_BYTES}s")
 
 
-def reader(kafka: Kafka) -> AIOKafkaConsumer:
-    """A consumer without group, for reading whole partitions."""
-    return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
+def reader(kafka: Kafka, reset: str = "earliest") -> AIOKafkaConsumer:
+    """A consumer without group, for reading whole partitions; `reset`: what an offset that the log does not have leads to."""
+    return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
                             max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=100)  # fmt: skip
 
 
@@ -58,7 +60,7 @@ async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, in
 
 
 async def restore(
-    tablet: Tablet, tablets: Tablets, kafka: Kafka, topics: tuple[str, str], table: ItemTable, limit: int, count: Callable[[int], None]
+    tablet: Tablet, tablets: Tablets, kafka: Kafka, topics: tuple[str, str], table: ItemTable, policy: Policy, count: Callable[[int], None]
 ) -> list[bytes]:
     """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
 
@@ -77,7 +79,7 @@ async def restore(
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
             tablets.wipe(tablet)
             have = dict.fromkeys(parts, (-1, 0))
-        steps = (partial(put_windows, short=short, table=table, limit=limit), partial(put_profiles, stale=stale))
+        steps = (partial(put_windows, short=short, table=table, policy=policy), partial(put_profiles, stale=stale))
         for tp, put in zip(parts, steps, strict=True):
             start = max(have[tp][0] + 1, first[tp])
             async for _, records in read_to_end(consumer, {tp: start}):
@@ -92,14 +94,14 @@ async def restore(
     return wrong
 
 
-def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table: ItemTable, limit: int, offsets: dict[str, int]) -> None:
+def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table: ItemTable, policy: Policy, offsets: dict[str, int]) -> None:
     """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others."""
     keys = list({r.key for r in records})
     found = dict(zip(keys, tablet.windows(keys), strict=True))
     for record in records:
         key, new = record.key, record.value
         old = found[key]
-        whole = new if old is None or new is None else merge(old, new, limit)
+        whole = new if old is None or new is None else merge(old, new, policy)
         found[key] = whole
         (short.discard if whole == new else short.add)(key)
     tablet.write(windows=found.items(), waiting=awaited(found, table), offsets=offsets, now_ms=now_ms())
@@ -116,14 +118,17 @@ def put_profiles(tablet: Tablet, records: Sequence[Any], stale: set[bytes], offs
     tablet.write(profiles=latest.items(), offsets=offsets, now_ms=now_ms())
 
 
-def merge(old: bytes, new: bytes, limit: int) -> bytes:
-    """The newest `limit` events of two windows of one user. Almost always `new` continues `old`, and that is seen without a fold."""
+def merge(old: bytes, new: bytes, policy: Policy) -> bytes:
+    """What the policy keeps of two windows of one user. Almost always `new` continues `old`, and that is seen without a fold."""
     if new.startswith(old):
         return new
+    if policy.per_platform or policy.strong:  # evicted rows may be from anywhere in `old`: those that `new` lacks are tried again
+        lacking = set(_ROW.iter_unpack(check(old)[1:])) - set(_ROW.iter_unpack(check(new)[1:]))
+        return fold(new, (row for (row,) in lacking), policy) if lacking else new
     at = old.find(new[1 : 1 + ROW_BYTES], 1)
-    if at > 0 and (at - 1) % ROW_BYTES == 0 and len(new) > limit * ROW_BYTES and new.startswith(old[at:], 1):
+    if at > 0 and (at - 1) % ROW_BYTES == 0 and len(new) > policy.overall * ROW_BYTES and new.startswith(old[at:], 1):
         return new  # full: what it lacks was evicted
-    return fold(check(new), (old[i : i + ROW_BYTES] for i in range(1, len(check(old)), ROW_BYTES)), limit)
+    return fold(check(new), (old[i : i + ROW_BYTES] for i in range(1, len(check(old)), ROW_BYTES)), policy)
 
 
 def awaited(windows: Mapping[bytes, bytes | None], table: ItemTable) -> list[tuple[bytes, bytes]]:

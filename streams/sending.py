@@ -1,8 +1,8 @@
-"""Rows to Kafka through Faust's producer, one request per batch instead of one future per row; and the partition of a key."""
+"""Rows to Kafka, one request per batch instead of one future per row; and the partition of a key."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from murmurhash2 import murmurhash2
@@ -27,10 +27,10 @@ def by_partition(rows: Iterable[Row], partitions: int) -> dict[int, list[Row]]:
 
 
 class Sender:
-    """Sends rows and waits for the brokers: when a call returns, every row is acknowledged, in order within its partition."""
+    """Sends rows by an aiokafka producer and waits for the brokers: when a call returns, every row is acknowledged, in order within its partition."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, producer: Callable[[], Any]) -> None:
+        self._producer = producer
 
     async def send(self, topic: str, parts: dict[int, list[Row]]) -> dict[int, int]:
         """Rows by partition -> offset of the last row in each partition. Raises what the broker answered."""
@@ -46,7 +46,7 @@ class Sender:
         return dict(zip(topics, done, strict=True))
 
     async def _batches(self, topic: str, partition: int, rows: list[Row]) -> list[tuple[int, Any]]:
-        producer = self._app.producer._ensure_producer()
+        producer = self._producer()
         sent, batch = [], producer.create_batch()
         for key, value, at in rows:
             if batch.append(key=key, value=value, timestamp=at) is None:

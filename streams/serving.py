@@ -1,17 +1,15 @@
-"""The query endpoint on its socket, in the worker's event loop."""
+"""The query endpoint on its socket, in the event loop of the process that it belongs to."""
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 from fastapi.responses import JSONResponse
 
-from streams.query import make_api
-
-if TYPE_CHECKING:
-    from streams.worker import Worker
+from streams.query import Source, make_api
 
 
 class _Bounded:
@@ -30,20 +28,19 @@ class _Bounded:
 
 
 class _Server(uvicorn.Server):
-    """Signals are the worker's business."""
+    """Signals are the process's own business."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-async def serve(worker: "Worker") -> None:
-    """Answer on the worker's socket until cancelled."""
-    api = make_api(worker)
-    bounded = _Bounded(api, worker.settings.query.max_body_bytes)
+async def serve(source: Source, listening: socket.socket) -> None:
+    """Answer on a listening socket until cancelled."""
+    bounded = _Bounded(make_api(source), source.settings.query.max_body_bytes)
     config = uvicorn.Config(bounded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
     server = _Server(config)
-    task = asyncio.ensure_future(server.serve(sockets=[worker.socket]))
+    task = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

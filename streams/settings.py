@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
+from schemas.windows import Policy
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -96,7 +97,14 @@ class Encoding(Section):
     encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
-    window: int = Field(64, ge=1, le=512, description="Events kept per user")
+    window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")
+    window_per_platform: int = Field(0, ge=0, le=64, description="Besides, the newest of each platform; 0: none")
+    window_strong: int = Field(0, ge=0, le=512, description="Besides, the newest strong actions, such as buy, like, follow or hide; 0: none")
+
+    @property
+    def policy(self) -> Policy:
+        """What a window keeps."""
+        return Policy(self.window, self.window_per_platform, self.window_strong)
 
 
 class Portrait(Section):
@@ -125,6 +133,19 @@ class Query(Section):
     max_body_bytes: int = Field(4_000_000, ge=1, description="Larger request bodies are refused")
 
 
+class Serve(Section):
+    """`currents serve`: a read replica of the profile changelog."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8322, ge=0, le=65535, description="Port; 0 takes a free one")
+    data_dir: Path = Field(Path("currents-replica"), description="Folder of its RocksDB stores; one replica each")
+    max_behind_s: float = Field(30.0, gt=0, description="Seconds behind the changelog from which on reads are refused (503)")
+    max_behind_records: int = Field(100_000, ge=0, description="Rows behind the changelog, in the user's partition, from which on reads are refused")
+    items: bool = Field(False, description="Keep all items too, so that rank is answered")
+    cache_mb: int = Field(256, ge=1, description="RocksDB block cache of the whole replica, MiB")
+    write_buffer_mb: int = Field(16, ge=1, description="RocksDB memtable of one partition, MiB")
+
+
 class Settings(BaseSettings):
     """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
 
@@ -136,6 +157,7 @@ class Settings(BaseSettings):
     encoding: Encoding = Encoding()
     portrait: Portrait = Portrait()
     query: Query = Query()
+    serve: Serve = Serve()
     training: Recipe = Recipe()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
 

@@ -27,24 +27,24 @@ def prepare(settings: Settings) -> None:
         client.close()
 
 
-def claim(folder: Path) -> TextIO:
-    """Hold a data folder for this process. Raises StorageError when another one has it or it cannot be written."""
+def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> TextIO:
+    """Hold a data folder, which is set as `key`, for this process. Raises StorageError when another one has it or it cannot be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = (Path(folder) / "worker.lock").open("w")
     except OSError as error:
-        raise StorageError(f"worker.data_dir = {str(folder)!r}: {error.strerror}") from None
+        raise StorageError(f"{key} = {str(folder)!r}: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise StorageError(f"worker.data_dir = {str(folder)!r}: another worker runs in it; give each its own folder") from None
+        raise StorageError(f"{key} = {str(folder)!r}: another {who} runs in it; give each its own folder") from None
     return file
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SettingsError for an address that is taken or not here."""
+def listen(host: str, port: int, key: str = "query.port") -> socket.socket:
+    """A listening socket; the port is that of the setting `key`. Raises SettingsError for an address that is taken or not here."""
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:
-        raise SettingsError(f"query.port = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None
+        raise SettingsError(f"{key} = {port} on {host}: {error.strerror}; choose another, or 0 for a free one") from None

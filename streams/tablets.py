@@ -222,6 +222,10 @@ class Tablets:
             await asyncio.sleep(0.05)
         return False
 
+    def total(self, what: str) -> int:
+        """`users`, `disk` or `memory` of all tablets."""
+        return sum(t.size()[what] for t in self)
+
     def close(self) -> None:
         """Close everything."""
         self.generation = None

@@ -1,5 +1,6 @@
 """Currents' topics: which there are, how they should be, and what differs on the brokers."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ def topics(settings: Settings) -> list[Topic]:
     """Every topic that a worker of these settings reads or writes."""
     n, compact = settings.worker.partitions, {"cleanup.policy": "compact"}
     kept = {"cleanup.policy": "delete", "retention.ms": str(int(settings.ingest.event_days * DAY_MS))}
+    redriven = {"cleanup.policy": "delete", "retention.ms": str(int((settings.ingest.dead_letter_days + 1) * DAY_MS))}
     dead = {
         "cleanup.policy": "delete",
         "retention.ms": str(int(settings.ingest.dead_letter_days * DAY_MS)),
@@ -44,10 +46,14 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.topic("profiles"), n, compact),
         Topic(settings.topic("item-vectors"), n, compact),
         Topic(settings.topic("dead-letters"), n, dead),
+        Topic(settings.topic("redriven"), n, redriven),
         Topic(settings.topic("releases"), 1, compact),
     ]
     platforms = [Topic(name, 0, {}, ours=False) for p in settings.platforms for name in (p.topic, p.items_topic) if name]
     return own + platforms
+
+
+SEEN_S = 20.0  # until a topic just created is listed
 
 
 def client_config(kafka: Kafka) -> dict[str, Any]:
@@ -89,7 +95,18 @@ def create(client: KafkaAdminClient, settings: Settings, platforms: bool = False
         except KafkaError as error:
             raise BrokerError(f"topic {topic.name}: cannot be created: {error}") from None
         made.append(topic.name)
+    deadline = time.monotonic() + SEEN_S
+    while made and not set(made) <= set(client.list_topics()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a broker that is busy answers before its own metadata know
     return made
+
+
+def identity(client: KafkaAdminClient, topic: str) -> dict[str, Any]:
+    """What tells a topic from one of the same name that was made later: name, id, partitions. Raises BrokerError when it is missing."""
+    if topic not in client.list_topics():
+        raise BrokerError(f"topic {topic} is missing: has a worker run? Or run `currents topics --create`")
+    (found,) = client.describe_topics([topic])
+    return {"topic": topic, "topic_id": str(found.get("topic_id")), "partitions": len(found["partitions"])}
 
 
 def differences(client: KafkaAdminClient, settings: Settings) -> Iterator[tuple[Topic, str, bool]]:

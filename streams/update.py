@@ -136,9 +136,9 @@ class Updater:
         out.events = len(records) - len(out.dead)
         if by_user:
             out.users, out.received = list(by_user), list(received.values())
-            limit = self._settings.encoding.window
+            policy = self._settings.encoding.policy
             before = tablet.windows(out.users)
-            out.windows = [fold(window, rows, limit) for window, rows in zip(before, by_user.values(), strict=True)]
+            out.windows = [fold(window, rows, policy) for window, rows in zip(before, by_user.values(), strict=True)]
             out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
         return out
 

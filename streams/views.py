@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.profiles import Profile, unpack_vector
+from schemas.profiles import unpack_profile, unpack_vector
 
 
 class Body(BaseModel):
@@ -98,12 +97,13 @@ class BatchProfiles(BaseModel):
     unknown: list[str]
 
 
-def view(profile: Profile, now_ms: int, vector: bool, binary: bool) -> dict[str, Any]:
-    """A profile as answered: floats in JSON, the float16 bytes in MessagePack."""
-    row: dict[str, Any] = msgspec.to_builtins(profile, builtin_types=(bytes,))
-    row["age_ms"] = max(0, now_ms - profile.updated_at)
+def view(profile: bytes, now_ms: int, vector: bool, binary: bool) -> dict[str, Any]:
+    """A packed profile as answered: floats in JSON, the float16 bytes in MessagePack."""
+    row = unpack_profile(profile)
+    row["age_ms"] = max(0, now_ms - row["updated_at"])
     if not (vector and binary):
-        del row["vector"], row["vector_type"]
-    if vector and not binary:
-        row["vector"] = unpack_vector(profile.vector).tolist()
+        packed = row.pop("vector")
+        del row["vector_type"]
+        if vector:
+            row["vector"] = unpack_vector(packed).tolist()
     return row

@@ -3,30 +3,32 @@
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from aiokafka import TopicPartition
 
 from encoder.features import UNKNOWN
 from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
+from streams.following import follow_items
 from streams.items import ItemStore
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
+from streams.owners import Owned
 from streams.profiler import Profiler, style_of
-from streams.restore import read_to_end, reader, restore
+from streams.ranking import Ranker
+from streams.restore import restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
 from streams.tablets import Tablet, Tablets
+from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
 
 log = logging.getLogger("currents.worker")
@@ -53,13 +55,14 @@ class Worker:
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
-        self.sender = Sender(self.app)
-        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.window)
+        self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
+        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.policy)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
+        self.ranker = Ranker(self.store, self.tower, {self.encoder.space_id: self.encoder}, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks = Tasks()
+        self.failed, self.spawn = self._tasks.failed, self._tasks.spawn
         self._stopping = False
         self._add_agents()
         self._add_gauges()
@@ -102,10 +105,10 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        window = self.settings.encoding.window
+        policy = self.settings.encoding.policy
         while True:
             tablet.strange = False
-            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, window, self.metrics.restored.inc)
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, self.metrics.restored.inc)
             if wrong and not await self.updater.repair(tablet, wrong):
                 return
             if not tablet.strange:  # else another worker's rows came in between
@@ -115,39 +118,12 @@ class Worker:
         rows = self.store.table.index(np.array(known, np.uint64))
         self.updater.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
 
-    async def _tail_items(self) -> None:
-        """Follow the whole topic of item vectors; `items_ready` once its end was reached for the first time."""
-        topic, loop = self.settings.topic("item-vectors"), asyncio.get_running_loop()
-        consumer = reader(self.settings.kafka)
-        await consumer.start()
-        try:
-            tps = [TopicPartition(topic, p) for p in range(self.settings.worker.partitions)]
-            ends = await consumer.end_offsets(tps)
-            start = {tp: n if (n := self.store.next_offset(tp)) <= ends[tp] else 0 for tp in tps}
-
-            async def apply(tp: Any, records: list[Any]) -> None:
-                rows = [(r.key, r.value) for r in records if r.key]
-                arrived = await loop.run_in_executor(self.encoding_pool, self.store.apply, rows, tp, records[-1].offset)
-                self.updater.arrived(arrived)
-
-            async for tp, records in read_to_end(consumer, start):
-                await apply(tp, records)
-            self.items_ready.set()
-            while True:
-                for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
-                    await apply(tp, records)
-        finally:
-            await consumer.stop()
-
     def _add_gauges(self) -> None:
         m, tablets = self.metrics, self.tablets
 
-        def total(what: str) -> Callable[[], float]:
-            return lambda: sum(t.size()[what] for t in tablets)
-
-        m.gauge("currents_users", "Users with a profile here (RocksDB's estimate)", total("users"))
-        m.gauge("currents_rocksdb_disk_bytes", "RocksDB on disk", total("disk"))
-        m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", total("memory"))
+        m.gauge("currents_users", "Users with a profile here (RocksDB's estimate)", lambda: tablets.total("users"))
+        m.gauge("currents_rocksdb_disk_bytes", "RocksDB on disk", lambda: tablets.total("disk"))
+        m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", lambda: tablets.total("memory"))
         m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
         m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
@@ -165,22 +141,11 @@ class Worker:
 
     # Lifecycle
 
-    def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
-        """A task whose failure stops the worker."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-
-        def done(task: "asyncio.Task[Any]") -> None:
-            if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
-                self.failed.set_exception(error)
-
-        task.add_done_callback(done)
-        self._tasks.append(task)
-        return task
-
     async def start(self) -> None:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
-        self.spawn(serve(self))
-        self.spawn(self._tail_items())
+        self.spawn(serve(Owned(self), self.socket))
+        topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
+        self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.updater.arrived))
         self.spawn(self.updater.reencode_forever())
         self.app.finalize()
         await self.app.start()
@@ -197,9 +162,7 @@ class Worker:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), STOP_TIMEOUT_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         self.mapping_pool.shutdown(cancel_futures=True)
         self.encoding_pool.shutdown(cancel_futures=True)
         self.tablets.close()
@@ -222,13 +185,8 @@ async def running(settings: Settings) -> AsyncIterator[Worker]:
 
 async def run(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises what made it fail."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = signalled()
     async with running(settings) as worker:
         log.info("worker at %s", worker.url)
-        worker.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        if worker.failed.done():
-            await worker.failed
+        await until(stop, worker.failed)
         log.info("stopping")

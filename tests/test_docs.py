@@ -90,7 +90,7 @@ def test_file_tree() -> None:
 
 
 def test_metrics() -> None:
-    """Every metric of a worker is in docs/operations.md."""
-    source = (ROOT / "streams" / "metrics.py").read_text() + (ROOT / "streams" / "worker.py").read_text()
+    """Every metric of a process is in docs/operations.md."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "streams").glob("*.py")))
     for name in re.findall(r'"(currents_\w+)"', source):
         assert f"`{name}" in TEXT["operations.md"] or f"`{name}`" in TEXT["operations.md"], name

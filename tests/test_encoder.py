@@ -1,5 +1,6 @@
 """Baseline, runtime, model and bundle."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,16 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from encoder.baseline import Baseline
-from encoder.bundle import ITEMS, MANIFEST, ONNX, RESIDUALS, BundleError, Manifest, open_bundle, publish
+from encoder.bundle import (
+    CONFIG,
+    ITEMS,
+    MANIFEST,
+    ONNX,
+    RESIDUALS,
+    WEIGHTS,
+    BundleError,
+    Manifest,
+    open_bundle,
+    pack_residuals,
+    publish,
+    read_residuals,
+)
+from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
-from encoder.model import SequenceEncoder, preset
-from encoder.runtime import OnnxEncoder, load_encoder
+from encoder.model import SequenceEncoder
+from encoder.runtime import BUCKETS, OnnxEncoder, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
-from training.export import COSINE, cosine, export, parity, quantised, to_onnx
+from training import export as exporting
+from training.export import PARITY, examples, export, parity, to_onnx
+from training.quantise import COSINE, cosine, quantised
 
 DIMS = 16
 
@@ -85,14 +103,15 @@ def shaken(name: str, **changes: int) -> SequenceEncoder:
     return model
 
 
-@pytest.mark.parametrize("name", ["xs", pytest.param("s", marks=pytest.mark.broker), pytest.param("l", marks=pytest.mark.broker)])
-def test_parity(name: str) -> None:
-    """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and length; int8 is close."""
+@pytest.mark.parametrize("name", ["xs", *(pytest.param(n, marks=pytest.mark.slow) for n in PRESETS if n != "xs")])
+def test_parity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and every bucket of lengths; int8 is close."""
+    monkeypatch.setattr(exporting, "LENGTHS", ((1, 1), (4, 7), *((3, bucket) for bucket in BUCKETS)))
     torch.manual_seed(2)
     model = shaken(name).eval()
     graph = to_onnx(model)
-    assert parity(model, graph) <= 1e-4
-    assert cosine(graph, quantised(graph), DIMS) >= COSINE
+    assert parity(model, graph) <= PARITY
+    assert cosine(graph, quantised(graph), examples(model)) >= COSINE
 
 
 def test_torch_encoder(bundle: Path) -> None:
@@ -121,6 +140,47 @@ def test_items_change(bundle: Path) -> None:
     np.testing.assert_allclose(encode()[:1], before[:1], atol=0.5)
     fresh = OnnxEncoder(open_bundle(bundle))
     np.testing.assert_allclose(encode(), fresh.encode(featurize([window([1, 999])], items, 64), items)[0], atol=1e-6)
+
+
+def test_residuals_once(bundle: Path) -> None:
+    """A bundle holds its ID residuals once, in float16; the torch encoder gets the very numbers that ONNX Runtime gets."""
+    assert "residual.weight" not in load_file(bundle / WEIGHTS)
+    keys, residuals = read_residuals(bundle, DIMS)
+    assert keys.tolist() == [5, 7, 11]
+    assert residuals.any()
+    torch.manual_seed(1)
+    np.testing.assert_array_equal(residuals, shaken("xs", residuals=3).residual.weight.detach().numpy()[1:].astype(np.float16))
+    again = SequenceEncoder.from_pretrained(str(bundle)).residual.weight.detach().numpy()
+    np.testing.assert_array_equal(again, [np.zeros(DIMS), *residuals])
+
+
+def test_other_residuals(bundle: Path, tmp_path: Path) -> None:
+    """Residuals that are broken, of other dims or of another number are refused, and so is an export without an item for each."""
+    shutil.copytree(bundle, tmp_path / "b")
+    for data, message in (
+        (b"PK\x03\x04 cut", "residuals.npz: "),
+        (pack_residuals(np.arange(3), np.zeros((3, 2))), r"want \(3, 16\), got \(3, 2\)"),
+        (pack_residuals(np.arange(2), np.zeros((2, DIMS))), "holds 2 residuals, config.json says 3"),
+    ):
+        (tmp_path / "b" / RESIDUALS).write_bytes(data)
+        with pytest.raises(BundleError, match=message):
+            SequenceEncoder.from_pretrained(str(tmp_path / "b"))
+    with pytest.raises(BundleError, match="1 item keys for 3 ID residuals"):
+        export(shaken("xs", residuals=3), tmp_path / "c", "items-space", "xs", np.array([5], np.uint64))
+
+
+def test_older_format(bundle: Path, tmp_path: Path) -> None:
+    """A bundle of format 2, which had its residuals in two files, is still read."""
+    shutil.copytree(bundle, tmp_path / "b")
+    SequenceEncoder.from_pretrained(str(bundle)).save_pretrained(tmp_path / "b")
+    assert "residual.weight" in load_file(tmp_path / "b" / WEIGHTS)
+    row = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    row["files"][WEIGHTS] = hashlib.sha256((tmp_path / "b" / WEIGHTS).read_bytes()).hexdigest()
+    row["files"][CONFIG] = hashlib.sha256((tmp_path / "b" / CONFIG).read_bytes()).hexdigest()
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(row | {"format": 2}))
+    items = table()
+    vectors = [TorchEncoder(open_bundle(f), "cpu").encode(featurize(WINDOWS, items, 64), items) for f in (bundle, tmp_path / "b")]
+    np.testing.assert_array_equal(*vectors)
 
 
 def test_residual(bundle: Path) -> None:
@@ -170,7 +230,7 @@ BROKEN = {
     "no folder": (shutil.rmtree, "no such folder"),
     "not JSON": (lambda f: (f / MANIFEST).write_text("{"), "want JSON"),
     "no file": (lambda f: (f / ONNX).unlink(), "No such file"),
-    "format": (_edit(format=9), "want format 2, got 9"),
+    "format": (_edit(format=9), "want format 3, got 9"),
     "dims": (_edit(dims="many"), "whole dims"),
     "unknown field": (_edit(colour="red"), "colour"),
 }

@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.features import NUMERIC, TIMES, UNKNOWN, ItemTable, featurize, model_inputs
-from schemas.windows import DTYPE, NO_DWELL, VERSION
+from encoder.features import NUMERIC, TIMES, UNKNOWN, ItemTable, featurize, fitted, model_inputs
+from schemas.events import BEHAVIOR_CODE
+from schemas.windows import DTYPE, NO_DWELL, VERSION, Policy
 
 keys = st.integers(0, 2**64 - 1)
 
@@ -55,6 +56,26 @@ def test_newest_is_featurize() -> None:
     long, short = featurize(windows, table, 64).newest(4), featurize(windows, table, 4)
     for a, b in zip((long.rows, long.items, long.lengths, long.mask), (short.rows, short.items, short.lengths, short.mask), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+def test_fitted() -> None:
+    """Of a window that is longer than an encoder reads, the newest half stays, then what a quota holds, then the newest others."""
+    table, policy = ItemTable(2), Policy(8, 1, 2)
+    out = np.zeros(10, DTYPE)
+    out["ts_ms"] = range(10)
+    out["platform"] = [1, 2, *[3] * 8]
+    out["behavior"] = [BEHAVIOR_CODE[b] for b in ("view", "view", "buy", "like", "view", "buy", "view", "view", "view", "view")]
+    windows = [VERSION + out.tobytes(), VERSION + out[:3].tobytes()]
+
+    def times(max_len: int, policy: Policy = policy) -> list[list[int]]:
+        f = fitted(featurize(windows, table, 64), max_len, policy)
+        return [row[mask].tolist() for row, mask in zip(f.rows["ts_ms"], f.mask, strict=True)]
+
+    assert times(10) == [list(range(10)), [0, 1, 2]]
+    assert times(8) == [[0, 1, 3, 5, 6, 7, 8, 9], [0, 1, 2]]
+    assert times(4) == [[3, 5, 8, 9], [0, 1, 2]]
+    assert times(1) == [[9], [2]]
+    assert times(4, Policy(8)) == [[6, 7, 8, 9], [0, 1, 2]]
 
 
 def test_model_inputs() -> None:

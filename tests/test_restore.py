@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.features import ItemTable
+from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
-from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, fold
+from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.restore import merge, put_profiles, put_windows
 from streams.tablets import Tablet
+from streams.verify import offline_windows
 
-LIMIT = 6
+POLICY = Policy(6)
 EVENTS = 40
 
 
@@ -30,20 +32,63 @@ def rows(times: list[int]) -> list[bytes]:
 
 
 def window(times: list[int]) -> bytes:
-    return fold(None, rows(times), LIMIT)
+    return fold(None, rows(times), POLICY)
 
 
 def test_continued() -> None:
     """A window that continues another, grown or slid on, is taken as it is."""
-    assert merge(window([1, 2]), window([1, 2, 3]), LIMIT) == window([1, 2, 3])
+    assert merge(window([1, 2]), window([1, 2, 3]), POLICY) == window([1, 2, 3])
     slid = window([3, 4, 5, 6, 7, 8])
-    assert merge(window([1, 2, 3, 4, 5, 6]), slid, LIMIT) is slid
+    assert merge(window([1, 2, 3, 4, 5, 6]), slid, POLICY) is slid
 
 
 @given(st.lists(st.integers(0, EVENTS)), st.lists(st.integers(0, EVENTS)))
 def test_merge_is_the_fold(a: list[int], b: list[int]) -> None:
     """Whatever two workers folded of one user's events, merging gives the fold of all of them."""
-    assert merge(window(a), window(b), LIMIT) == window([*a, *b])
+    assert merge(window(a), window(b), POLICY) == window([*a, *b])
+
+
+CODES = [BEHAVIOR_CODE[b] for b in ("view", "view", "view", "buy", "hide")]
+NAMES = {1: "shop", 2: "video", 3: "news"}
+policies = st.builds(Policy, st.integers(1, 6), st.integers(0, 3), st.integers(0, 3))
+events = st.builds(  # few times and ids: one key comes with other items, platforms and behaviors
+    Event, st.just(1), st.just("u"), st.integers(0, 12), st.integers(0, 1), st.sampled_from(sorted(NAMES)), st.sampled_from(CODES),
+    st.sampled_from(["a", "b"]), st.just("u"),
+)  # fmt: skip
+histories = st.lists(events, min_size=1, max_size=40)
+
+
+def folded(some: list[Event], policy: Policy, window: bytes | None = None) -> bytes:
+    return fold(window, [row_of(e, f"{NAMES[e.platform]}:{e.item_id}") for e in some], policy)
+
+
+@given(histories, policies)
+def test_offline_windows(some: list[Event], policy: Policy) -> None:
+    """The check of the whole log, which sorts, and the fold, which does not, come to the same bytes."""
+    found, _ = offline_windows([Record(b"u", encode_event(e)) for e in some], NAMES, policy)
+    assert found == {b"u": folded(some, policy)}
+
+
+@given(histories, histories, policies)
+def test_merge_under_quotas(a: list[Event], b: list[Event], policy: Policy) -> None:
+    """Whatever two workers folded of one user's events, merging gives the fold of all of them, also where a quota holds old events."""
+    assert merge(folded(a, policy), folded(b, policy), policy) == folded([*a, *b], policy)
+
+
+@given(histories, histories, policies)
+def test_merge_of_what_continues(a: list[Event], b: list[Event], policy: Policy) -> None:
+    """A window that continues another is what merging gives, and an old row behind it loses nothing."""
+    old = folded(a, policy)
+    new = folded(b, policy, old)
+    assert merge(old, new, policy) == merge(new, old, policy) == new
+
+
+def test_held_by_a_quota() -> None:
+    """A full window that slid on without an event that a quota holds is not taken as it is: the event was lost, not evicted."""
+    policy = Policy(3, 1)
+    shop, video = (Event(1, "u", 1, 0, 1, 1, "a", "u"), [Event(1, "u", t, 0, 2, 1, "a", "u") for t in range(2, 9)])
+    old, new = folded([shop, *video[:3]], policy), folded(video[1:5], policy)
+    assert merge(old, new, policy) == folded([shop, *video[:5]], policy) != new
 
 
 @pytest.fixture
@@ -55,12 +100,12 @@ def test_stale_window(tablet: Tablet) -> None:
     """An old row behind a newer one loses no event, and its user is named; a row that comes right afterwards is not."""
     short, table = set[bytes](), ItemTable(2)
     old, new = window([1, 5]), window([1, 2, 3, 4])
-    put_windows(tablet, [Record(b"u", new), Record(b"u", old), Record(b"v", old), Record(b"v", window([1, 2, 5]))], short, table, LIMIT, {"t": 3})
+    put_windows(tablet, [Record(b"u", new), Record(b"u", old), Record(b"v", old), Record(b"v", window([1, 2, 5]))], short, table, POLICY, {"t": 3})
     assert tablet.windows([b"u", b"v"]) == [window([1, 2, 3, 4, 5]), window([1, 2, 5])]
     assert (short, tablet.offset("t")[0]) == ({b"u"}, 3)
-    put_windows(tablet, [Record(b"u", window([1, 2, 3, 4, 5]))], short, table, LIMIT, {"t": 4})
+    put_windows(tablet, [Record(b"u", window([1, 2, 3, 4, 5]))], short, table, POLICY, {"t": 4})
     assert short == set()
-    put_windows(tablet, [Record(b"u", None), Record(b"u", old)], short, table, LIMIT, {"t": 6})
+    put_windows(tablet, [Record(b"u", None), Record(b"u", old)], short, table, POLICY, {"t": 6})
     assert (tablet.windows([b"u"]), short) == ([old], set())
     tablet.close()
 
@@ -85,4 +130,4 @@ def test_stale_profile(tablet: Tablet) -> None:
 def test_other_bytes() -> None:
     """A window that is none is an error, not lost events."""
     with pytest.raises(ValueError, match="version"):
-        merge(VERSION + bytes(ROW_BYTES), b"\x07" + bytes(ROW_BYTES), LIMIT)
+        merge(VERSION + bytes(ROW_BYTES), b"\x07" + bytes(ROW_BYTES), POLICY)

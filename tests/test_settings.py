@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.windows import Policy
 from streams.settings import SettingsError, load, sources
 
 GOOD = '[kafka]\nbootstrap = "file:1"\n[worker]\npartitions = 3\n[[platforms]]\nname = "shop"\ncode = 1\npreset = "plain"\n'
@@ -23,6 +24,7 @@ def test_precedence(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(config)
     assert (settings.kafka.bootstrap, settings.worker.partitions, settings.query.port) == ("file:1", 5, 8321)
     found = {key: (value, source) for key, value, source in sources(settings, config)}
+    assert settings.encoding.policy == Policy(64)
     assert found["worker.partitions"] == ("5", "environment")
     assert found["kafka.bootstrap"] == ("file:1", str(config))
     assert found["query.port"] == ("8321", "default")
@@ -41,6 +43,8 @@ def test_where_the_file_is(config: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 MISTAKES = [
     ("[worker]\npartitions = 0", ("worker.partitions = 0", "greater than or equal to 1")),
     ("[worker]\npartitions = 'many'", ("worker.partitions = 'many'", "valid integer")),
+    ("[encoding]\nwindow_per_platform = 65", ("encoding.window_per_platform = 65", "less than or equal to 64")),
+    ("[encoding]\nwindow_strong = -1", ("encoding.window_strong = -1", "greater than or equal to 0")),
     ("[worker]\ncolour = 1", ("worker.colour = 1", "not permitted")),
     ("[works]\na = 1", ("works", "not permitted")),
     ("[kafka]\nsecurity_protocol = 'SASL_SSL'", ("kafka", "needs sasl_username")),

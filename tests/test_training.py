@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,23 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from encoder.config import MASK, preset
 from encoder.features import UNKNOWN
-from encoder.model import MASK, SequenceEncoder
+from encoder.layers import LENGTH
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
-from schemas.windows import DTYPE, NO_DWELL
+from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, fold, rows_of
 from training import losses
 from training.batches import Batch, batch, epoch
 from training.evaluate import rank, report
 from training.finetune import train
-from training.log import EventLog, catalogue, event_log
+from training.log import EventLog, catalogue, event_log, windows
 from training.metrics import METRICS, concentration, coverage, difference, ranked
-from training.scorers import decayed_mean, model_scores, popularity, recent_popularity
-from training.splits import DataError, Split, by_time, cases, held_out_users, leave_one_out
+from training.scorers import aged, decayed_mean, model_scores, popularity, recent_popularity
+from training.splits import Cases, DataError, Split, by_time, cases, held_out_users, leave_one_out
 
 ITEMS, DIMS = 60, 16
 
@@ -37,10 +41,10 @@ def fresh_accelerator() -> None:
 QUICK = Recipe(preset="xs", dims=16, max_len=8, epochs=1, batch_users=8, negatives=16, log_to="none", precision="no", threads=1, residual_min_count=1)
 
 
-def made_log(users: int = 40, seed: int = 0, ties: bool = False) -> EventLog:
+def made_log(users: int = 40, seed: int = 0, ties: bool = False, dims: int = DIMS) -> EventLog:
     """Users of two tastes on two platforms; each taste has its own items."""
     r = np.random.default_rng(seed)
-    vectors = r.standard_normal((ITEMS, DIMS)).astype(np.float32)
+    vectors = r.standard_normal((ITEMS, dims)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codes = [1 + n % 2 for n in range(ITEMS)]
     items = catalogue([f"p{c}:{n}" for n, c in enumerate(codes)], vectors, codes, {1: "p1", 2: "p2"})
@@ -151,14 +155,32 @@ def test_losses_by_hand() -> None:
     target, tau, weight = torch.tensor([0, 3, 8, 3, 1]), torch.tensor(0.1), torch.full((5,), 0.2)
     want = F.cross_entropy(users @ items.T / 0.1, target)
     torch.testing.assert_close(losses.retrieval(users, target, items, tau, weight), want)
-    hits = torch.arange(9)[None] == target[:, None]
+    hits = losses.pairs(target, torch.arange(9))
     torch.testing.assert_close(losses.sampled_retrieval(users, items[target], items, torch.zeros(9), hits, tau, weight), want)
     twice = torch.arange(9).repeat(2)
-    hits, expected = twice[None] == target[:, None], torch.full((18,), math.log(2))
+    hits, expected = losses.pairs(target, twice), torch.full((18,), math.log(2))
     doubled = losses.sampled_retrieval(users, items[target], items[twice], expected, hits, tau, weight)
     torch.testing.assert_close(doubled, want)
     torch.testing.assert_close(losses.value(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.5])), torch.tensor(3.0))
     torch.testing.assert_close(losses.classes(torch.zeros(2), torch.tensor([0, 1]), torch.ones(2)), torch.tensor(2 * math.log(2)))
+
+
+def test_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces it is what torch makes of the whole, and so are its gradients; pairs that are left out count for nothing."""
+    monkeypatch.setattr(losses, "ROWS", 3)
+    r = torch.manual_seed(0)
+    users, items, bias = (torch.randn(*s, generator=r, dtype=torch.float64) for s in ((8, 4), (5, 4), (5,)))
+    users.requires_grad_()
+    items.requires_grad_()
+    target = torch.tensor([0, 3, 3, 9, 1, 0, 4, 4])
+    out = losses.log_sum_exp(users, items, bias, losses.pairs(target, torch.tensor([4, 0, 3, 3, 2])))
+    mask = target[:, None] == torch.tensor([4, 0, 3, 3, 2])[None]
+    want = (users @ items.T + bias).masked_fill(mask, -torch.inf).logsumexp(1)
+    torch.testing.assert_close(out, want)
+    weight = torch.randn(8, generator=r)
+    got = torch.autograd.grad((out * weight).sum(), (users, items))
+    for a, b in zip(got, torch.autograd.grad((want * weight).sum(), (users, items)), strict=True):
+        torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_metrics_by_hand() -> None:
@@ -199,7 +221,53 @@ def test_popularity_in_time() -> None:
         assert row.sum() == (log.rows["ts_ms"] < log.rows["ts_ms"][target]).sum()
 
 
-PINNED = [11.519226, 9.726395, 9.425529, 12.082159]
+def test_whitened_start() -> None:
+    """An untrained encoder projects a catalogue's vectors to unit covariance, up to one scale; too small a catalogue is left as it is."""
+    r = torch.manual_seed(0)
+    vectors = torch.randn(500, 16, generator=r) @ torch.randn(16, 16, generator=r) + 3
+    projector = SequenceEncoder(preset("xs", 16, dims=16)).projector
+    projector.whiten(vectors)
+    covariance = torch.cov(projector.direct(vectors).T)
+    torch.testing.assert_close(covariance / covariance[0, 0], torch.eye(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(projector.direct(vectors).norm(dim=1).mean(), torch.tensor(LENGTH), atol=1e-3, rtol=0)
+
+
+def test_aged() -> None:
+    """An aged model sees neither the newest events that it is denied, nor any at or after the time that it is given; one event it always sees."""
+    log = made_log()
+    some = leave_one_out(log).test
+    seen: list[np.ndarray] = []
+
+    def model(log: EventLog, some: Cases) -> np.ndarray:
+        seen.append(some.end)
+        return np.zeros((len(some), log.catalogue.size))
+
+    aged(model, events=2)(log, some)
+    assert (seen[-1] == np.maximum(some.end - 2, some.begin + 1)).all()
+    day = 86_400_000
+    aged(model, until=lambda at: at - 5 * day)(log, some)
+    ts, target = log.rows["ts_ms"], log.rows["ts_ms"][some.target]
+    older = seen[-1] > some.begin + 1
+    assert older.any()
+    assert (ts[seen[-1] - 1] < target - 5 * day)[older].all()
+    assert (ts[np.minimum(seen[-1], some.end - 1)] >= target - 5 * day)[seen[-1] < some.end].all()
+
+
+PINNED = [11.476305, 9.238308, 8.440735, 9.601637]
+
+
+@pytest.mark.parametrize("policy", [Policy(4), Policy(3, 2), Policy(2, 0, 3), Policy(2, 1, 2)])
+def test_windows_of_a_log(policy: Policy) -> None:
+    """Windows cut from a log are what the fold makes of the same rows; a scorer under a policy sees these and nothing later."""
+    log = made_log(ties=True)
+    some = cases(log, log.bounds[1:] - 1)
+    found = windows(log, some.begin, some.end, policy)
+    for n, (a, b) in enumerate(zip(some.begin, some.end, strict=True)):
+        raw = log.rows[a:b].tobytes()
+        window = fold(None, [raw[i : i + ROW_BYTES] for i in range(0, len(raw), ROW_BYTES)], policy)
+        assert found.rows[n][found.mask[n]].tobytes() == rows_of(window).tobytes()
+    if not (policy.per_platform or policy.strong):
+        np.testing.assert_array_equal(decayed_mean(64, policy)(log, some), decayed_mean(policy.overall)(log, some))
 
 
 def test_four_steps(tmp_path: Path) -> None:
@@ -209,21 +277,22 @@ def test_four_steps(tmp_path: Path) -> None:
     assert out.losses[:4] == pytest.approx(PINNED, abs=1e-4)
 
 
-def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run killed between two steps goes on with the losses of the unbroken one."""
+@pytest.mark.parametrize("change", [{}, {"adapter": "lora"}, {"adapter": "adalora", "adapter_rank": 2, "lr": 1e-2}, {"accumulate": 3}], ids=str)
+def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
+    """A run killed between two steps goes on with the losses of the unbroken one, and ends with its weights."""
     log = made_log()
-    split, recipe = leave_one_out(log), QUICK.model_copy(update={"epochs": 2, "checkpoint_steps": 2})
-    whole = train(log, split, recipe, tmp_path / "whole").losses
+    split, recipe = leave_one_out(log), QUICK.model_copy(update={"epochs": 3, "checkpoint_steps": 2, **change})
+    whole = train(log, split, recipe, tmp_path / "whole")
 
     class Killed(Exception):
         pass
 
-    count = 0
+    count, done = 0, len(whole.losses) - 4
 
     def killed(*arguments: object) -> Batch:
         nonlocal count
         count += 1
-        if count == 4:
+        if count > done:
             raise Killed
         return batch(*arguments)  # type: ignore[arg-type]
 
@@ -231,8 +300,40 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         train(log, split, recipe, tmp_path / "broken")
     monkeypatch.setattr("training.finetune.batch", batch)
-    rest = train(log, split, recipe, tmp_path / "broken").losses
-    assert rest == pytest.approx(whole[2:], abs=1e-5)
+    rest = train(log, split, recipe, tmp_path / "broken")
+    assert 0 < len(rest.losses) < len(whole.losses)
+    assert rest.losses == pytest.approx(whole.losses[-len(rest.losses) :], abs=1e-5)
+    assert [pytest.approx(row, abs=1e-5) for row in whole.history] == rest.history
+    torch.testing.assert_close(rest.model.state_dict(), whole.model.state_dict(), atol=1e-5, rtol=0)
+    stored = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("broken", "whole")]
+    torch.testing.assert_close(*stored, atol=1e-5, rtol=0)
+
+
+def test_going_on(tmp_path: Path) -> None:
+    """A run goes on for more epochs, also when it ended between two renames of a checkpoint; another recipe's or other data's is refused."""
+    log, told = made_log(), list[str]()
+    split = leave_one_out(log)
+    train(log, split, QUICK, tmp_path)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    more = train(log, split, QUICK.model_copy(update={"epochs": 2, "patience": 3}), tmp_path, note=told.append)
+    assert told[0] == "going on at epoch 1, step 0"
+    assert len(more.history) == 2
+    assert not (tmp_path / "checkpoint.old").exists()
+    with pytest.raises(DataError, match=r"holds a run with lr = 0\.001, this one has 0\.01; go on with that, or take another folder"):
+        train(log, split, QUICK.model_copy(update={"lr": 1e-2}), tmp_path)
+    other = made_log(41)
+    with pytest.raises(DataError, match=r"holds a run with events = \d+, this one has \d+"):
+        train(other, leave_one_out(other), QUICK, tmp_path)
+
+
+def test_ranks(tmp_path: Path) -> None:
+    """AdaLoRA's ranks fall to the budget by the end of a run: the rank times the number of matrices, not the same for each."""
+    log = made_log()
+    train(log, leave_one_out(log), QUICK.model_copy(update={"adapter": "adalora", "adapter_rank": 2, "epochs": 8}), tmp_path)
+    stored = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    ranks = [int((values != 0).sum()) for name, values in stored.items() if "lora_E" in name]
+    assert sum(ranks) == 2 * len(ranks)
+    assert len(set(ranks)) > 1
 
 
 def test_learns(tmp_path: Path) -> None:
@@ -258,8 +359,9 @@ def test_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"adapter": "lora"}, {"adapter": "adalora"}, {"freeze": ("body.*", "residual*")}, {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2},
-    {"content": False}, {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
+    {"adapter": "lora"}, {"adapter": "adalora", "precision": "bf16", "accumulate": 2}, {"freeze": ("body.*", "residual*")},
+    {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2}, {"content": False},
+    {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
 ])  # fmt: skip
 def test_switches(tmp_path: Path, change: dict[str, object]) -> None:
     """Every switch of the recipe trains, and what is frozen stays."""
@@ -278,6 +380,23 @@ def test_bad_pattern(tmp_path: Path) -> None:
     log = made_log()
     with pytest.raises(DataError, match=r"'bodi\.\*' names no parameter; there are .*body\.\*"):
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("bodi.*",)}), tmp_path)
+    with pytest.raises(DataError, match=r"'body\.\*' names the adapters too"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("body.*",), "adapter": "lora"}), tmp_path)
+
+
+def test_tracking(tmp_path: Path) -> None:
+    """The course of training goes to TensorBoard's files beside the checkpoints."""
+    log = made_log()
+    train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "tensorboard"}), tmp_path)
+    assert list(tmp_path.glob("currents/events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_no_wandb(tmp_path: Path) -> None:
+    """Weights & Biases is no part of the extra: where it is asked for and missing, the error says how to get it."""
+    log = made_log()
+    with pytest.raises(DataError, match=r"training.log_to = 'wandb'.*pip install wandb"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "wandb"}), tmp_path)
 
 
 def test_report() -> None:

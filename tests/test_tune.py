@@ -52,7 +52,7 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2"])
+@pytest.fixture(scope="module", params=["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random text model of each family."""
     torch.manual_seed(1)
@@ -184,8 +184,16 @@ def test_merged(source: Path) -> None:
     np.testing.assert_allclose(merged, adapted, atol=1e-4)
 
 
+def alike(vectors: np.ndarray) -> float:
+    """Share of an item's five nearest that are of its taste."""
+    taste = np.arange(ITEMS) % 4 // 2
+    cosines = vectors[1:] @ vectors[1:].T
+    np.fill_diagonal(cosines, -1)
+    return float((taste[np.argsort(-cosines, 1)[:, :5]] == taste[:, None]).mean())
+
+
 def test_learns(tmp_path: Path) -> None:
-    """On users who keep to items of a kind, a tuned tower finds the next item more often than the frozen one."""
+    """On users who keep to items of a taste, a tuned tower puts those together and finds the next item more often than the frozen one."""
     torch.manual_seed(1)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(**sizes, vocab_size=40, max_position_embeddings=32)).save_pretrained(tmp_path / "tiny")
@@ -194,14 +202,15 @@ def test_learns(tmp_path: Path) -> None:
     half = A[:4], A[4:]  # items 4n + 1, 4n + 2 are one taste's, the others the other's: four words say which, among others that do not
     texts = ["", *(f"{half[n % 4 // 2][n // 4 % 4]} {B[n * 5 % 8]} {B[n * 3 % 7]} number {n % 7}" for n in range(ITEMS))]
     split = leave_one_out(log)
-    hits = {}
+    near, hits = {}, {}
     for mode in ("frozen", "full"):
-        recipe = QUICK.model_copy(update={"mode": mode, "steps": 60, "batch": 64, "lr": 3e-3, "model": str(tmp_path / "tiny"), "temperature": 0.1})
-        vectors = build(recipe, log, texts, split, tmp_path / mode, True, lambda line: None, None)
+        change = {"mode": mode, "steps": 60, "batch": 64, "lr": 3e-3, "model": str(tmp_path / "tiny"), "temperature": 0.3, "dims": 8}
+        vectors = build(QUICK.model_copy(update=change), log, texts, split, tmp_path / mode, True, lambda line: None, None)
         assert vectors is not None
         np.testing.assert_allclose(load_tower(str(tmp_path / mode)).encode(texts), vectors, atol=1e-4)
-        hits[mode] = worth(log, vectors, split)["all"]["hr@10"]["mean"]
-    assert hits["full"] > 1.1 * hits["frozen"]
+        near[mode], hits[mode] = alike(vectors), worth(log, vectors, split)["all"]["hr@10"]["mean"]
+    assert near["full"] > near["frozen"] + 0.1
+    assert hits["full"] > hits["frozen"]
 
 
 def made_tower(source: Path, out: Path) -> None:
@@ -337,11 +346,11 @@ def test_topic(tmp_path: Path) -> None:
     assert log.with_vectors(np.eye(2, 3, dtype=np.float32)).catalogue.table.vectors[1].tolist() == [0, 1, 0]
 
 
-@pytest.mark.broker  # loads transformers in processes
+@pytest.mark.slow
 def test_command(source: Path, tmp_path: Path) -> None:
     """`currents tower` makes a tower and says what it is worth; a static one is distilled from it; mistakes are one line."""
     if "gpt2" in source.name:
-        return
+        pytest.skip("see test_distilled")
     write_data(tmp_path / "d")
     platform = '[[platforms]]\nname = "shop"\ncode = 1\npreset = "plain"\nshared_ids = true\ntopic = "t"\nitems_topic = "i"\n'
     (tmp_path / "currents.toml").write_text(platform)

@@ -1,4 +1,4 @@
-"""The training process: `currents train`, `evaluate`, `encode` and `tower` start it with a job file."""
+"""The training process: `currents train`, `evaluate`, `encode`, `export` and `tower` start it with a job file."""
 
 import json
 import logging
@@ -35,8 +35,7 @@ def train(job_file: JobFile, out: Out, work: Annotated[Path | None, typer.Option
     from training.run import train_and_export
 
     job = read(job_file)
-    if out.exists():
-        raise BundleError(f"{out}: exists; a release is never changed, choose another folder")
+    must_be_new(out)
     folder = work or out.with_name(out.name + ".run")
     folder.mkdir(parents=True, exist_ok=True)
     bundle = train_and_export(job, out, folder, say)
@@ -51,11 +50,12 @@ def evaluate(
     bundle: str,
     json_lines: Annotated[bool, typer.Option("--json")] = False,
     successive: Annotated[bool, typer.Option(help="Every event of the test span is a target, not each user's last")] = False,
+    sasrec: Annotated[int, typer.Option(help="Most epochs of a SASRec that is trained as one more baseline; 0: none")] = 0,
 ) -> None:
     """A bundle, or `baseline`, beside the baselines on the newest part of a log."""
     from training.run import evaluated, show
 
-    result = evaluated(read(job_file), bundle, successive, say)
+    result = evaluated(read(job_file), bundle, successive, say, sasrec)
     if json_lines:
         print(json.dumps(result))
     else:
@@ -65,18 +65,24 @@ def evaluate(
 @app.command()
 def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(help="Parquet, or .jsonl: one user a row")]) -> None:
     """Interest vectors of every user of a log, offline, by the encoder that a worker would run."""
-    from encoder.features import featurize
-    from schemas.windows import VERSION
+    from encoder.features import fitted
+    from training.log import windows
 
     job = read(job_file)
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise DataError(f"{out}: want a name that ends in .parquet or .jsonl")
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: there is no folder {out.parent}")
+    out.open("ab").close()  # what cannot be written is told before the work, not after it
     log, tower = job.load(say)
     encoder = load_encoder(bundle, tower.space_id, tower.dims)
     rows: list[dict[str, Any]] = []
     for a in range(0, len(log.users), 1024):
         users = range(a, min(a + 1024, len(log.users)))
-        windows = [VERSION + log.rows[max(log.bounds[u], log.bounds[u + 1] - encoder.max_len) : log.bounds[u + 1]].tobytes() for u in users]
-        vectors = encoder.encode(featurize(windows, log.catalogue.table, encoder.max_len), log.catalogue.table)
-        last = log.rows["ts_ms"][log.bounds[a + 1 : users.stop + 1] - 1].tolist()
+        begin, end = log.bounds[a : users.stop], log.bounds[a + 1 : users.stop + 1]
+        features = fitted(windows(log, begin, end, job.window), encoder.max_len, job.window)
+        vectors = encoder.encode(features, log.catalogue.table)
+        last = log.rows["ts_ms"][end - 1].tolist()
         rows += [
             {"user_id": log.users[u], "last_event_at": t, "encoder_version": encoder.version, "space_id": encoder.space_id, "vector": v.tolist()}
             for u, t, v in zip(users, last, vectors, strict=True)
@@ -109,6 +115,29 @@ def tower(
     print(json.dumps(found))
 
 
+@app.command()
+def export(
+    job_file: JobFile,
+    out: Out,
+    preset: str = "xs",
+    model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported; without, the untrained one of the preset")] = None,
+    int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if it is worse on the test part of the job's log")] = False,
+) -> None:
+    """A bundle of an untrained encoder, or another form of a release."""
+    from training.run import exported
+
+    must_be_new(out)
+    bundle = exported(read(job_file), out, preset, model, int8, say)
+    told = "".join(f", {k} {v}" for k, v in bundle.manifest.metrics.items())
+    print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB{told}")
+
+
+def must_be_new(out: Path) -> None:
+    """Before anything that takes long. Raises BundleError."""
+    if out.exists():
+        raise BundleError(f"{out}: exists; a release is never changed, choose another folder")
+
+
 def read(path: Path) -> Job:
     """The job. Raises DataError."""
     try:
@@ -124,7 +153,7 @@ def main() -> None:
     try:
         app()
     except (DataError, BundleError, TowerError, OSError) as error:
-        err.print(f"currents: {error}", markup=False)
+        say(f"currents: {error}")
         sys.exit(1)
 
 

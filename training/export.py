@@ -1,29 +1,28 @@
-"""A torch encoder -> ONNX -> bundle. Refuses an export that differs from torch.
-
-python -m training.export --out bundles/xs [--preset xs] [--model FOLDER]
-"""
+"""A torch encoder -> ONNX -> bundle. Refuses an export that differs from torch."""
 
 import hashlib
 import io
-import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-import typer
+from safetensors.torch import load, save
 
-from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, publish
+from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, pack_residuals, publish
 from encoder.features import NUMERIC, TIMES
-from encoder.model import PRESETS, SequenceEncoder, preset
-from encoder.towers import TowerError, load_tower
+from encoder.layers import LONGEST
+from encoder.model import SequenceEncoder
+from training.log import EventLog
+from training.quantise import gated
+from training.splits import Cases
 
 PARITY = 1e-4  # largest difference of any output, for any length
-COSINE = 0.995  # least cosine of an int8 encoder's vectors with the float one's
 INPUTS = ("items", "known", "platform", "behavior", "numeric", "times", "seconds", "lengths")
 LENGTHS = ((1, 1), (4, 7), (64, 32), (9, 64), (2, 200))
 """(users, events) of the windows that parity is checked on."""
@@ -51,9 +50,15 @@ def example(users: int, steps: int, dims: int, seed: int = 0) -> dict[str, np.nd
     }
 
 
+def examples(model: SequenceEncoder) -> Iterator[dict[str, np.ndarray]]:
+    """Random inputs of several lengths, as far as the layers have positions."""
+    longest = getattr(model.body, "longest", LONGEST)
+    return (example(users, steps, model.config.dims, seed) for seed, (users, steps) in enumerate(LENGTHS) if steps <= longest)
+
+
 def to_onnx(model: SequenceEncoder) -> bytes:
     """The graph of windows, for any number of users and events."""
-    batch, steps = torch.export.Dim("users", min=1), torch.export.Dim("events", min=1, max=512)
+    batch, steps = torch.export.Dim("users", min=1), torch.export.Dim("events", min=1, max=LONGEST)
     arguments = tuple(torch.from_numpy(v) for v in example(3, 5, model.config.dims).values())
     shapes = tuple({0: batch} if name == "lengths" else {0: batch, 1: steps} for name in INPUTS)
     return _graph(model, arguments, list(INPUTS), "vector", shapes)
@@ -82,8 +87,8 @@ def parity(model: SequenceEncoder, graph: bytes) -> float:
     """Largest difference between ONNX Runtime, torch, and torch without the last-only short cut, over windows of several lengths."""
     session, worst = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]), 0.0
     model = model.eval()
-    for seed, (users, steps) in enumerate(LENGTHS):
-        inputs = example(users, steps, model.config.dims, seed)
+    for inputs in examples(model):
+        users = len(inputs["lengths"])
         tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
         with torch.inference_mode():
             want = model(**tensors).numpy()
@@ -93,31 +98,6 @@ def parity(model: SequenceEncoder, graph: bytes) -> float:
     return worst
 
 
-def quantised(graph: bytes) -> bytes:
-    """The graph with its matrices in int8, per channel (onnxruntime's dynamic quantisation)."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "a.onnx", Path(folder) / "b.onnx"
-        source.write_bytes(graph)
-        logging.getLogger().setLevel(logging.ERROR)
-        quantize_dynamic(source, out, per_channel=True, weight_type=QuantType.QInt8)
-        return out.read_bytes()
-
-
-def cosine(graph: bytes, other: bytes, dims: int) -> float:
-    """Least mean cosine of two graphs' vectors over windows of several lengths."""
-    a, b = (onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (graph, other))
-    found = []
-    for seed, (users, steps) in enumerate(LENGTHS):
-        inputs = example(users, steps, dims, seed)
-        x, y = (s.run(["vector"], inputs)[0] for s in (a, b))
-        some = x.any(1)
-        if some.any():
-            found.append(float((x[some] * y[some]).sum(1).mean()))
-    return min(found)
-
-
 def export(
     model: SequenceEncoder,
     out: Path,
@@ -125,68 +105,36 @@ def export(
     name: str,
     keys: np.ndarray | None = None,
     metrics: dict[str, float] | None = None,
-    int8: bool = False,
+    int8: tuple[EventLog, Cases] | None = None,
     weights: bool = True,
 ) -> Bundle:
-    """Write a bundle; `keys` are the item keys of the ID residuals in order. Raises BundleError when ONNX and torch differ."""
+    """Write a bundle; `keys` are the item keys of the ID residuals in order; `int8`: in int8, if it is as good on these held-out actions.
+
+    Raises BundleError when ONNX and torch differ, or int8 and float32.
+    """
     model, config = model.cpu().float().eval(), model.config
+    keys = np.zeros(0, np.uint64) if keys is None else keys
+    if len(keys) != config.residuals:
+        raise BundleError(f"{len(keys)} item keys for {config.residuals} ID residuals")
+    model.round_residuals()
     graph, items = to_onnx(model), items_to_onnx(model)
     worst = parity(model, graph)
     if worst > PARITY:
         raise BundleError(f"ONNX differs from torch by {worst:.2g}, want at most {PARITY}")
+    residuals, measured = model.residual.weight.detach().numpy()[1:], dict(metrics or {})
     if int8:
-        small = quantised(graph)
-        if (least := cosine(graph, small, config.dims)) < COSINE:
-            raise BundleError(f"int8: cosine {least:.4f} with float32, want at least {COSINE}")
-        graph = small
-    keys = np.zeros(0, np.uint64) if keys is None else keys
-    stream = io.BytesIO()
-    np.savez(stream, keys=keys, residuals=model.residual.weight.detach().numpy()[1 : len(keys) + 1].astype(np.float16))
-    files = {ONNX: graph, ITEMS: items, RESIDUALS: stream.getvalue()}
+        graph, more = gated(graph, items, keys, residuals, config.max_len, *int8, examples(model))
+        measured |= {k: round(v, 4) for k, v in more.items()}
+    files = {ONNX: graph, ITEMS: items, RESIDUALS: pack_residuals(keys, residuals)}
     if weights:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             files |= {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        files[WEIGHTS] = save({k: v for k, v in load(files[WEIGHTS]).items() if k != "residual.weight"})
     digest = hashlib.sha256(graph + items + files[RESIDUALS]).hexdigest()[:8]
     # Every encoder has a space of its own until vectors of two are shown to compare.
     manifest = Manifest(
         f"{name}-{digest}", f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
-        made_by="training.export", metrics=metrics or {},
+        made_by="training.export", metrics=measured,
     )  # fmt: skip
     return publish(out, manifest, files)
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle")],
-    preset_name: Annotated[str, typer.Option("--preset", help="xs, s or l: the untrained encoder, equal to the baseline")] = "xs",
-    model: Annotated[Path | None, typer.Option(help="Bundle or folder written by save_pretrained: its encoder is exported")] = None,
-    tower: str = "static",
-    max_len: int = 64,
-    seed: int = 0,
-    int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if the vectors change")] = False,
-) -> None:
-    """Export an encoder."""
-    try:
-        items = load_tower(tower)
-        if preset_name not in PRESETS:
-            raise BundleError(f"--preset {preset_name}: want one of {', '.join(PRESETS)}")
-        torch.manual_seed(seed)
-        keys = None
-        if model is not None:
-            if not (model / CONFIG).exists():
-                raise BundleError(f"--model {model}: no {CONFIG}")
-            encoder = SequenceEncoder.from_pretrained(str(model))
-            if (model / RESIDUALS).exists():
-                keys = np.load(model / RESIDUALS)["keys"]
-        else:
-            encoder = SequenceEncoder(preset(preset_name, items.dims, dims=min(128, items.dims), max_len=max_len))
-        if encoder.config.item_dims != items.dims:
-            raise BundleError(f"--model {model}: reads vectors of {encoder.config.item_dims} dims, tower {tower} makes {items.dims}")
-        bundle = export(encoder, out, items.space_id, preset_name, keys, int8=int8)
-    except (BundleError, TowerError, OSError, json.JSONDecodeError) as error:
-        raise SystemExit(str(error)) from None
-    print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from encoder.features import UNKNOWN, ItemTable
+from encoder.features import UNKNOWN, Features, ItemTable, padded
 from schemas.items import item_key
-from schemas.windows import DTYPE, NO_DWELL
+from schemas.windows import DTYPE, NO_DWELL, Policy, kept
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,14 @@ def event_log(users: Sequence[str], rows: np.ndarray, catalogue: Catalogue) -> E
 def spans(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Indices of the rows begin[i]:end[i] of a log, one span after the other."""
     return np.concatenate([np.arange(a, b) for a, b in zip(begin, end, strict=True)])
+
+
+def windows(log: EventLog, begin: np.ndarray, end: np.ndarray, policy: Policy) -> Features:
+    """What a worker's windows hold after the rows begin[i]:end[i] of a log, each of one user and none empty."""
+    at, owner = spans(begin, end), np.repeat(np.arange(len(begin)), end - begin)
+    keep = kept(log.rows[at], owner, policy)
+    at = at[keep]
+    return padded(log.rows[at], log.items[at], np.bincount(owner[keep], minlength=len(begin)))
 
 
 def ordered_rows(items: Sequence[np.ndarray], catalogue: Catalogue, behavior: int) -> np.ndarray:

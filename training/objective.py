@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from encoder.config import PLATFORMS
 from encoder.features import UNKNOWN
-from encoder.model import PLATFORMS, SequenceEncoder
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from training import losses
 from training.batches import Batch
@@ -89,7 +90,7 @@ class Objective(nn.Module):
             weight = self.weight[code].expand(int(mine.sum())) / has.sum()
             u, to = users[mine], target[mine]
             if self.recipe.negatives:
-                hits = rows[None, :] == to[:, None]
+                hits = losses.pairs(to, rows)
                 total = total + losses.sampled_retrieval(u, table[to], table[rows], log_expected, hits, self.encoder.temperature, weight)
             else:
                 at = torch.searchsorted(rows, to)

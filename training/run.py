@@ -10,10 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from encoder.bundle import RESIDUALS, WEIGHTS, Bundle, BundleError, open_bundle
+from encoder.bundle import WEIGHTS, Bundle, BundleError, open_bundle, read_residuals
+from encoder.config import PRESETS, preset
 from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
+from encoder.towers import Tower, load_tower
+from training import sasrec
 from training.evaluate import Ranked, Score, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
@@ -40,6 +43,7 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     trained = train(log, split, job.recipe, folder, start, say)
     if os.environ.get("RANK", "0") != "0":
         return None
+    trained.model.round_residuals()
     models = {"before": before(job, log), "trained": model_scores(trained.model, log, trained.residual), **baselines(log, counts)}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     results = compared(found, log, split, split.test)
@@ -50,11 +54,45 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     return bundle
 
 
+def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, say: Say) -> Bundle:
+    """An untrained encoder of preset `name`, or another form of the release in `model`. Raises BundleError, DataError."""
+    if int8 and job.data is None:
+        raise BundleError("--int8: needs --data, a log on whose test part int8 is compared with float32")
+    tower, keys, metrics = load_tower(job.tower), np.zeros(0, np.uint64), dict[str, float]()
+    if model is None:
+        if name not in PRESETS:
+            raise BundleError(f"--preset {name}: want one of {', '.join(PRESETS)}")
+        torch.manual_seed(job.recipe.seed)
+        encoder = SequenceEncoder(preset(name, tower.dims, dims=min(job.recipe.dims, tower.dims), max_len=job.recipe.max_len))
+    else:
+        bundle = fitting(model, tower)
+        encoder = SequenceEncoder.from_pretrained(str(model))
+        keys, metrics = read_residuals(model, encoder.config.dims)[0], bundle.manifest.metrics
+        name = bundle.manifest.version.rpartition("-")[0]
+    if not int8:
+        return export(encoder, out, tower.space_id, name, keys, metrics)
+    log, _ = job.load(say)
+    return export(encoder, out, tower.space_id, name, keys, int8=(log, job.split(log).test))
+
+
+def weighted(bundle: Bundle) -> Bundle:
+    """The bundle itself. Raises BundleError where it was written without its torch encoder."""
+    if WEIGHTS not in bundle.manifest.files:
+        raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, the torch encoder")
+    return bundle
+
+
+def fitting(folder: Path, tower: Tower) -> Bundle:
+    """A bundle with its torch encoder, for the tower. Raises BundleError."""
+    bundle = weighted(open_bundle(folder))
+    if bundle.manifest.item_space_id != tower.space_id:
+        raise BundleError(f"bundle {folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
+    return bundle
+
+
 def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) -> SequenceEncoder:
     """A new encoder with a release's weights; ID residuals go along by item key. Raises BundleError where it cannot be read."""
-    if WEIGHTS not in bundle.manifest.files:
-        raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, so training cannot go on from it")
-    old, rows = stored(bundle.folder, log)
+    old, there = stored(weighted(bundle).folder, log)
     if old.config.item_dims != log.catalogue.table.dims:
         raise BundleError(f"bundle {bundle.folder}: reads vectors of {old.config.item_dims} dims, the tower makes {log.catalogue.table.dims}")
     encoder = fresh(log, split, recipe, residual)
@@ -63,28 +101,28 @@ def warm(bundle: Bundle, log: EventLog, split: Split, recipe: Recipe, residual: 
         encoder.load_state_dict(state, strict=False)
     except RuntimeError:
         raise BundleError(f"bundle {bundle.folder}: is of another shape than training.preset = {recipe.preset!r}, dims = {recipe.dims}") from None
-    to = residual[rows]
+    both = np.flatnonzero((residual > 0) & (there > 0))
     with torch.no_grad():
-        encoder.residual.weight[to[to > 0]] = old.residual.weight[1:][torch.from_numpy(to > 0)]
+        encoder.residual.weight[residual[both]] = old.residual.weight[there[both]]
     return encoder
 
 
 def before(job: Job, log: EventLog) -> Score:
     """The encoder that training started from: a release, or the baseline."""
-    return release_scores(*stored(Path(job.recipe.start), log), log) if job.recipe.start else decayed_mean(job.recipe.max_len)
+    if not job.recipe.start:
+        return decayed_mean(job.recipe.max_len)
+    model, residual = stored(Path(job.recipe.start), log)
+    return model_scores(model, log, residual)
 
 
 def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
-    """A release's torch encoder, and the catalogue row of each of its ID residuals, UNKNOWN where an item is not in the log."""
-    return SequenceEncoder.from_pretrained(str(folder)), log.catalogue.table.index(np.load(folder / RESIDUALS)["keys"])
-
-
-def release_scores(model: SequenceEncoder, rows: np.ndarray, log: EventLog) -> Score:
-    """A release on torch, as `stored` gives it."""
+    """A release's torch encoder, and (N,) the row of each catalogue item among its ID residuals, 0 for none."""
+    model = SequenceEncoder.from_pretrained(str(folder))
+    rows = log.catalogue.table.index(read_residuals(folder, model.config.dims)[0])
     residual = np.zeros(log.catalogue.size, np.int64)
     residual[rows] = np.arange(1, len(rows) + 1)
     residual[UNKNOWN] = 0
-    return model_scores(model, log, residual)
+    return model, residual
 
 
 def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
@@ -102,19 +140,25 @@ def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cas
     }
 
 
-def evaluated(job: Job, bundle: str, successive: bool, say: Say) -> dict[str, Any]:
-    """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged."""
+def evaluated(job: Job, bundle: str, successive: bool, say: Say, sasrec_epochs: int = 0) -> dict[str, Any]:
+    """A bundle (or `baseline`) and the baselines on the test part of a log; the behavior of every event of the inputs, tagged.
+
+    With `sasrec_epochs` a SASRec is trained on the same split, for at most so many epochs, and is one more baseline.
+    """
     log, tower = job.load(say)
     split = by_time(log, job.recipe.valid_share, job.recipe.test_share, True) if successive and job.recipe.split == "time" else job.split(log)
     models = baselines(log, log.counts(split.trained(len(log.rows))))
+    if sasrec_epochs:
+        torch.set_num_threads(job.recipe.threads or torch.get_num_threads())
+        bf16 = job.recipe.precision == "bf16"
+        trained = sasrec.train(log, split, job.recipe.max_len, sasrec_epochs, seed=job.recipe.seed, bf16=bf16, note=say)
+        models["SASRec, full softmax"] = sasrec.scores(trained.model)
     extra: dict[str, Any] = {}
     if bundle != "baseline":
-        opened = open_bundle(Path(bundle))
-        if opened.manifest.item_space_id != tower.space_id:
-            raise BundleError(f"bundle {bundle}: item_space_id = {opened.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
-        model, rows = stored(opened.folder, log)
-        models = {opened.manifest.version: release_scores(model, rows, log), **models}
-        extra["behavior"] = tags(model, log, split.test)
+        opened = fitting(Path(bundle), tower)
+        model, residual = stored(opened.folder, log)
+        models = {opened.manifest.version: model_scores(model, log, residual), **models}
+        extra["behavior"] = tags(model, log, residual, split.test)
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     return {**compared(found, log, split, split.test), **extra}
 

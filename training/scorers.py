@@ -1,13 +1,16 @@
 """Models as evaluation sees them: cases in, scores of the whole catalogue out. Encoders, and the baselines that they must beat."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from encoder.baseline import Baseline
-from encoder.features import Features, model_inputs, padded
+from encoder.features import Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
+from schemas.windows import Policy
 from training.evaluate import Score
-from training.log import EventLog, spans
+from training.log import EventLog, spans, windows
 from training.splits import Cases
 
 WEEK_MS = 7 * 86_400_000
@@ -32,33 +35,55 @@ def recent_popularity(log: EventLog, span_ms: int = WEEK_MS) -> Score:
     return score
 
 
-def newest(log: EventLog, some: Cases, max_len: int, skip: int = 0) -> Features:
-    """The newest max_len events of each case's input, but for the `skip` last ones."""
-    end = np.maximum(some.end - skip, some.begin + 1)
-    begin = np.maximum(some.begin, end - max_len)
-    at = spans(begin, end)
-    return padded(log.rows[at], log.items[at], end - begin)
+def newest(log: EventLog, some: Cases, max_len: int) -> Features:
+    """The newest max_len events of each case's input."""
+    begin = np.maximum(some.begin, some.end - max_len)
+    at = spans(begin, some.end)
+    return padded(log.rows[at], log.items[at], some.end - begin)
 
 
-def decayed_mean(max_len: int = 64) -> Score:
-    """The day-0 encoder on the tower's vectors."""
+def aged(model: Score, events: int = 0, until: Callable[[np.ndarray], np.ndarray] | None = None) -> Score:
+    """A model that sees older inputs: without the last `events`, and with those only that are before `until` of the target's time, ms (n,).
+
+    At least one event stays: a profile that is older than its user's history is no profile.
+    """
+
+    def score(log: EventLog, some: Cases) -> np.ndarray:
+        end = some.end - events
+        if until is not None:
+            limit = until(log.rows["ts_ms"][some.target])
+            end = np.minimum(end, [a + np.searchsorted(log.rows["ts_ms"][a:b], t) for a, b, t in zip(some.begin, some.end, limit, strict=True)])
+        return model(log, Cases(some.begin, np.maximum(end, some.begin + 1), some.target))
+
+    return score
+
+
+def seen(log: EventLog, some: Cases, max_len: int, policy: Policy | None) -> Features:
+    """The newest max_len events of each case's input; under a policy, what a worker's encoder sees of its window."""
+    if policy is None:
+        return newest(log, some, max_len)
+    return fitted(windows(log, some.begin, some.end, policy), max_len, policy)
+
+
+def decayed_mean(max_len: int = 64, policy: Policy | None = None) -> Score:
+    """The day-0 encoder on the tower's vectors; `policy`: of the windows that it reads."""
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
         table = log.catalogue.table
         encoder = Baseline(table.dims, "", max_len)
-        out: np.ndarray = encoder.encode(newest(log, some, max_len), table) @ table.vectors[: log.catalogue.size].T
+        out: np.ndarray = encoder.encode(seen(log, some, max_len, policy), table) @ table.vectors[: log.catalogue.size].T
         return out
 
     return score
 
 
-def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, stale: int = 0) -> Score:
-    """A torch encoder; `residual` (N,) rows of its ID residuals; `stale`: how many of the newest events it does not see."""
+def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, policy: Policy | None = None) -> Score:
+    """A torch encoder; `residual` (N,) rows of its ID residuals; `policy`: of the windows that it reads."""
     model.eval()
     items = projected(model, log, residual)
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
-        inputs = tensors(model_inputs(newest(log, some, model.config.max_len, stale)), items)
+        inputs = tensors(model_inputs(seen(log, some, model.config.max_len, policy)), items)
         with torch.inference_mode():
             return np.asarray((model(**inputs) @ items.T).float().cpu())
 

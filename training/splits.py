@@ -8,6 +8,7 @@ from encoder.features import UNKNOWN
 from training.log import EventLog
 
 TOO_FEW = 20
+VALIDATION_CASES = 2000  # ranked after every epoch, at most
 
 
 class DataError(ValueError):
@@ -28,6 +29,12 @@ class Cases:
     def take(self, which: np.ndarray) -> "Cases":
         """Some of the cases, by mask or index."""
         return Cases(self.begin[which], self.end[which], self.target[which])
+
+    def at_most(self, n: int, seed: int) -> "Cases":
+        """All of the cases, or n of them at random, in their order."""
+        if len(self) <= n:
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,9 @@ def _count(log: EventLog, mask: np.ndarray) -> np.ndarray:
 
 def enough_cases(split: Split, log: EventLog) -> Split:
     """The split itself. Raises DataError if there is too little of anything."""
-    trained = int((split.end - split.begin).clip(min=0).sum())
+    trained, nowhere = int((split.end - split.begin).clip(min=0).sum()), int((log.items == UNKNOWN).sum())
+    of = f"{len(log.rows)} events in all" + (f", {nowhere} of them on items that are not among the items" if nowhere else "")
     for what, n in (("training events", trained), ("validation targets", len(split.valid)), ("test targets", len(split.test))):
         if n < TOO_FEW:
-            raise DataError(f"too few events: {n} {what} of {len(log.rows)} events in all, want at least {TOO_FEW}")
+            raise DataError(f"too few events: {n} {what} of {of}; want at least {TOO_FEW}")
     return split

@@ -17,12 +17,12 @@ PASSES = 3  # every third event is hidden at once, so that its neighbours' behav
 CHUNK = 256
 
 
-def tags(model: SequenceEncoder, log: EventLog, some: Cases) -> dict[str, dict[str, Any]]:
-    """Platform -> behavior -> precision, recall, f1-score, support, over the events of the cases' inputs."""
+def tags(model: SequenceEncoder, log: EventLog, residual: np.ndarray, some: Cases) -> dict[str, dict[str, Any]]:
+    """Platform -> behavior -> precision, recall, f1-score, support, over the events of the cases' inputs; `residual` as in model_scores."""
     from sklearn.metrics import classification_report
 
     model.eval()
-    items = projected(model, log, np.zeros(log.catalogue.size, np.int64))
+    items = projected(model, log, residual)
     true, guessed, platform = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for a in range(0, len(some), CHUNK):
         features = newest(log, some.take(np.arange(a, min(a + CHUNK, len(some)))), model.config.max_len)

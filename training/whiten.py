@@ -57,19 +57,19 @@ def check(texts: int, dims: int) -> None:
         raise TowerError(f"too few texts: whitening to {dims} dims wants at least {2 * dims}, got {texts}")
 
 
-def fit_on(model: TextModel, texts: Sequence[str], dims: int, seed: int, console: Console | None = None) -> Whitening:
+def fit_on(model: TextModel, texts: Sequence[str], dims: int, seed: int, console: Console | None = None, most: int = FITTED_ON) -> Whitening:
     """Of a sample of the texts."""
-    some = sample(texts, seed)
+    some = sample(texts, seed, most)
     check(len(some), dims)
     return fit(embed(model, some, console), dims)
 
 
-def sample(texts: Sequence[str], seed: int) -> list[str]:
-    """At most FITTED_ON of the texts that say something."""
+def sample(texts: Sequence[str], seed: int, most: int) -> list[str]:
+    """At most so many of the texts that say something."""
     told = [t for t in texts if t.strip()]
-    if len(told) <= FITTED_ON:
+    if len(told) <= most:
         return told
-    return [told[i] for i in np.random.default_rng(seed).choice(len(told), FITTED_ON, replace=False)]
+    return [told[i] for i in np.random.default_rng(seed).choice(len(told), most, replace=False)]
 
 
 def write(model: TextModel, fitted: Whitening, out: Path, made_by: str) -> None:

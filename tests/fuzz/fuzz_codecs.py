@@ -14,7 +14,7 @@ with atheris.instrument_imports(include=["schemas"]):
     from schemas.items import decode_item_vector
     from schemas.mapping import Mapper, PlatformMapping, Rejected
     from schemas.profiles import decode_profile
-    from schemas.windows import fold, rows_of
+    from schemas.windows import Policy, fold, rows_of
 
 MAPPERS = [Mapper(PlatformMapping(name="p", code=1, preset=p), 300_000, 0) for p in presets()]
 
@@ -27,8 +27,9 @@ def one(data: bytes) -> None:
         except ValueError:
             continue
     if len(data) >= 32:
-        window = fold(None, [data[:32], data[-32:]], 2)
-        assert fold(window, [data[-32:], data[:32]], 2) == window
+        for policy in (Policy(2), Policy(1, 1, 1)):
+            window = fold(None, [data[:32], data[-32:]], policy)
+            assert fold(window, [data[-32:], data[:32]], policy) == window
     for mapper in MAPPERS:
         found = mapper.events(data, "t", 0, 0, 1_800_000_000_000)
         if not isinstance(found, Rejected):

@@ -42,7 +42,7 @@ def is_event(record: Any) -> bool:
 def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -> dict[str, int]:
     """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped."""
     names = {p.code: p.name for p in settings.platforms}
-    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.window)
+    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
     windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
     wrong = {"windows": 0, "profiles": 0}
     for data_dir, partitions in tables.items():
@@ -67,7 +67,7 @@ def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles:
     store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
     store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
     users = sorted(windows)
-    made, _ = Profiler(encoder, store, style_of(settings), settings.encoding.window)(users, [windows[u] for u in users], [0] * len(users), 0)
+    made, _ = Profiler(encoder, store, style_of(settings), settings.encoding.policy)(users, [windows[u] for u in users], [0] * len(users), 0)
     store.close()
     wrong = [(row, profiles.get(u)) for u, row in zip(users, made, strict=True) if u not in profiles or not same(row, profiles[u])]
     for row, found in wrong[:2]:

@@ -17,11 +17,12 @@ from streams.settings import Settings
 from streams.topics import admin, create
 from tests.kafka.checking import RIGHT, compare, read
 from tests.kafka.load import Load as _Load
-from tests.kafka.processes import WAIT_S, WorkerProcess, wait_for
+from tests.kafka.processes import WAIT_S, ReplicaProcess, WorkerProcess, wait_for
 
-__all__ = ["RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
+__all__ = ["QUOTAS", "RIGHT", "WAIT_S", "Cluster", "Load", "WorkerProcess", "wait_for"]
 
 PARTITIONS = 4
+QUOTAS = {"window": 8, "window_per_platform": 10, "window_strong": 6}  # small enough that many users' windows are full
 PLAIN = """
 [[platforms]]
 name = "shop"
@@ -49,6 +50,7 @@ class Cluster:
         create(client, self.settings, platforms=True)
         client.close()
         self.workers: list[WorkerProcess] = []
+        self.replicas: list[ReplicaProcess] = []
         self.loads: list[Load] = []
 
     def worker(self, name: str, data_dir: Path | None = None, **environment: str) -> WorkerProcess:
@@ -56,8 +58,13 @@ class Cluster:
         self.workers.append(WorkerProcess(self.folder, self.config, name, data_dir, **environment))
         return self.workers[-1]
 
+    def replica(self, name: str, **environment: str) -> ReplicaProcess:
+        """Start a read replica; the same name has the same data folder again."""
+        self.replicas.append(ReplicaProcess(self.folder, self.config, name, **environment))
+        return self.replicas[-1]
+
     def stop(self) -> None:
-        for started in (*self.loads, *self.workers):
+        for started in (*self.loads, *self.workers, *self.replicas):
             started.stop()
 
     # What goes in

@@ -30,12 +30,14 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -
 class WorkerProcess:
     """`currents worker` as a process with a data folder and a port of its own."""
 
+    COMMAND, FOLDER, PORT = "worker", "CURRENTS_WORKER__DATA_DIR", "CURRENTS_QUERY__PORT"
+
     def __init__(self, folder: Path, config: Path, name: str, data_dir: Path | None = None, **environment: str) -> None:
         self.name, self.port = name, free_port()
         self.data_dir = data_dir or folder / f"data-{name}"
         self.log = folder / f"{name}-{self.port}.log"
-        own = {"CURRENTS_WORKER__DATA_DIR": str(self.data_dir), "CURRENTS_QUERY__PORT": str(self.port)}
-        command = [sys.executable, "-m", "streams.cli", "worker", "--config", str(config)]
+        own = {self.FOLDER: str(self.data_dir), self.PORT: str(self.port)}
+        command = [sys.executable, "-m", "streams.cli", self.COMMAND, "--config", str(config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own, **environment})
 
@@ -103,3 +105,9 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.go_on()
             self.kill()
+
+
+class ReplicaProcess(WorkerProcess):
+    """`currents serve`, likewise."""
+
+    COMMAND, FOLDER, PORT = "serve", "CURRENTS_SERVE__DATA_DIR", "CURRENTS_SERVE__PORT"

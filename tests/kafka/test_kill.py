@@ -15,15 +15,16 @@ from streams import verify
 from streams.sending import Sender
 from streams.tablets import Tablet
 from streams.worker import running
-from tests.kafka.cluster import RIGHT, WAIT_S, Cluster, Load, WorkerProcess
+from tests.kafka.cluster import QUOTAS, RIGHT, WAIT_S, Cluster, Load, WorkerProcess
 from tests.kafka.load import plain
 
 pytestmark = pytest.mark.kafka
 
 
-def test_three_kills(cluster: Callable[..., Cluster]) -> None:
+@pytest.mark.parametrize("encoding", [{}, QUOTAS], ids=["newest", "quotas"])
+def test_three_kills(cluster: Callable[..., Cluster], encoding: dict[str, int]) -> None:
     """After three kill -9 under load everything equals the offline fold of the log, and SIGTERM ends the worker cleanly."""
-    c = cluster()
+    c = cluster(encoding=encoding)
     c.items()
     load = Load(c, events=70_000, rate=2000)
     for life in range(3):

@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaProducer
 
 from streams import verify
-from tests.kafka.cluster import RIGHT, Cluster, Load, WorkerProcess, wait_for
+from tests.kafka.cluster import QUOTAS, RIGHT, Cluster, Load, WorkerProcess, wait_for
 from tests.kafka.load import plain
 
 pytestmark = pytest.mark.kafka
@@ -51,10 +51,14 @@ def test_stands_still(cluster: Callable[..., Cluster], waits_s: int) -> None:
     ends_right(c, a, b)
 
 
-@pytest.mark.parametrize("tables", [("windows", "profiles"), ("windows",), ("profiles",)], ids="+".join)
-def test_zombie_rows(cluster: Callable[..., Cluster], tables: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("tables", "encoding"),
+    [(("windows", "profiles"), {}), (("windows",), {}), (("profiles",), {}), (("windows", "profiles"), QUOTAS)],
+    ids=["windows+profiles", "windows", "profiles", "quotas"],
+)
+def test_zombie_rows(cluster: Callable[..., Cluster], tables: tuple[str, ...], encoding: dict[str, int]) -> None:
     """Old rows of a worker that stood still while it published land behind newer ones: no event is lost, and the changelogs are put right."""
-    c, r = cluster(), random.Random(5)
+    c, r = cluster(encoding=encoding), random.Random(5)
     c.items()
     begin = time.time_ns() // 1_000_000 - 10_000
 

@@ -1,0 +1,162 @@
+"""What parts of the encoder are worth, on food_kitchen and, where times matter, on MovieLens latest-small. Questions of benchmarks.encoder."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import RESULTS
+from benchmarks.research import cold_items, food_kitchen, ml_latest_small, only, parts_of
+from benchmarks.runs import FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, run
+from encoder.recipe import Recipe
+from training.batches import epoch
+from training.evaluate import rank
+from training.log import EventLog
+from training.metrics import difference
+from training.scorers import aged, decayed_mean, model_scores
+from training.splits import Split, held_out_users, leave_one_out
+
+OLDER = (0, 1, 2, 5, 10, 20)
+
+
+def joint() -> None:
+    """Trained on both platforms against each alone: same users, same number of steps, the same targets."""
+    log, split = food_kitchen()
+    both = run("food", log, split, FOOD)
+    steps = len(epoch(log, split, FOOD, 0)) * FOOD.epochs
+    found, ours = {}, ranks_by_user(log, split, both)
+    for code, name in log.catalogue.platforms.items():
+        alone, own = one_platform(log, split, code)
+        recipe = FOOD.model_copy(update={"epochs": -(-steps // len(epoch(alone, own, FOOD, 0)))})
+        single = run(f"only-{name}", alone, own, recipe)
+        theirs = ranks_by_user(alone, own, single)
+        users = [u for u in theirs if u in ours]
+        a, b = (np.array([r[u] for u in users]) for r in (ours, theirs))
+        of = difference(a, b, "hr@10", SEED)
+        found[f"joint_{name}"] = {"value": of["mean"], **of, "joint": float((a <= 10).mean()), "alone": float((b <= 10).mean()), "cases": len(users)}
+    note(
+        "joint",
+        f"HR@10 of one encoder of both platforms less that of one of its own, both {steps} steps at most, test users with a history there",
+        **found,
+    )
+
+
+def one_platform(log: EventLog, split: Split, code: int) -> tuple[EventLog, Split]:
+    """The events of one platform, and the held-out users whose target is there."""
+    alone = only(log, code)
+    there = {log.users[u]: log.catalogue.platform[log.items[log.bounds[u + 1] - 1]] == code for u in np.flatnonzero(split.end < log.bounds[1:])}
+    part, mine = parts_of(alone), np.array([there.get(u, False) for u in alone.users]) & (np.diff(alone.bounds) > 1)
+    return alone, held_out_users(alone, (part == "valid") & mine, (part == "test") & mine)
+
+
+def ranks_by_user(log: EventLog, split: Split, of: Run) -> dict[str, int]:
+    """User -> rank of the test target."""
+    users = np.searchsorted(log.bounds, split.test.target, "right") - 1
+    return {log.users[u]: int(r) for u, r in zip(users, of.found.rank, strict=True)}
+
+
+def cold() -> None:
+    """A tenth of the items held out of training: targets among them against the rest."""
+    log, _ = food_kitchen()
+    left, split = cold_items(log, 0.1, 0.2, SEED)
+    one = run("cold", left, split, FOOD.model_copy(update={"epochs": 8}))
+    target = left.items[split.test.target]
+    platform, unseen = left.catalogue.platform[target], left.counts(split.trained(len(left.rows)))[target] == 0
+    day0 = rank(decayed_mean(), left, split.test).rank
+    rows: dict[str, Any] = {}
+    for code, name in left.catalogue.platforms.items():
+        for kind, mask in (("warm", ~unseen), ("cold", unseen)):
+            here = mask & (platform == code)
+            rows[f"{kind} {name}"] = {
+                "cases": int(here.sum()), **figure(one.found.rank[here] <= 10), "day0": figure(day0[here] <= 10),
+                "over_day0": difference(one.found.rank[here], day0[here], "hr@10", SEED),
+            }  # fmt: skip
+    ratio = float((one.found.rank[unseen] <= 10).mean() / (one.found.rank[~unseen] <= 10).mean())
+    over = difference(one.found.rank[unseen], day0[unseen], "hr@10", SEED)
+    about = (
+        "Recall@10 of targets without any training event over that of the others, all items of the platform ranked; "
+        "10 % of the items and the last event of 20 % of the users held out"
+    )
+    note("cold", about, cold_to_warm={"value": round(ratio, 3), "slices": rows, "cold_over_day0": over})
+
+
+def stale() -> None:
+    """The next item from the newest window, and from windows that lack the newest events."""
+    log, split = food_kitchen()
+    one = run("food", log, split, FOOD)
+    scores = {"encoder": model_scores(one.trained.model, log, one.trained.residual), "decayed mean": decayed_mean()}
+    curve = {
+        name: {str(k): by_platform(log, split, rank(aged(score, k), log, split.test).rank, "hr@10") for k in OLDER} for name, score in scores.items()
+    }
+    note("stale", "HR@10 by how many of the newest events the encoder does not see; food_kitchen", stale_events={"curve": curve})
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "all parts": {},
+    "no relative bias": {"distance": False},
+    "no platform embedding": {"platform": False},
+    "no whitening on the catalogue": {"whiten": False},
+    "no ID residual (content only)": {"residuals": False},
+    "no content (IDs only)": {"content": False, "residual_dropout": 0.0, "whiten": False},
+    "not added to the decayed mean": {"start_at_mean": False},
+    "negatives: uniform, logQ": {"negatives_power": 0.0},
+    "negatives: counts^.75, no logQ": {"logq": False},
+    "negatives: 512 of counts^.75, logQ": {"negatives": 512},
+    "full softmax": {"negatives": 0},
+    "preset xs": {"preset": "xs"},
+}
+EPOCHS = 5
+
+
+def ablation() -> None:
+    """One part changed at a time."""
+    log, split = food_kitchen()
+    base = None
+    for name, change in CHANGES.items():
+        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**change, "epochs": EPOCHS}))
+        base = base or one
+        keep_row("food_kitchen", name, row_of(log, split, one, base))
+
+
+def times() -> None:
+    """Parts that need true times, values and behaviors, on MovieLens latest-small."""
+    log = ml_latest_small()
+    split = leave_one_out(log)
+    more = {"time": True, "mask": 0.3, "weight_behavior": 0.1, "weight_value": 0.05}
+    recipe = Recipe(**{**ORDERS, **more}, epochs=15, ema=0.99, batch_events=4096, negatives=0)
+    changes = {
+        "all parts": {}, "no time features, no time bias": {"time": False}, "no relative bias": {"distance": False},
+        "no behavior": {"behavior": False}, "all-action targets, 14 days": {"targets": "all-action"},
+    }  # fmt: skip
+    base = None
+    for name, change in changes.items():
+        one = run(f"times-{name.replace(' ', '-').replace(',', '')}", log, split, recipe.model_copy(update=change))
+        base = base or one
+        keep_row("ml_latest_small", name, row_of(log, split, one, base))
+
+
+def row_of(log: EventLog, split: Split, one: Run, base: Run) -> dict[str, Any]:
+    """A line of the table: the metric by platform, and the paired difference to the encoder with all parts."""
+    platform = log.catalogue.platform[log.items[split.test.target]]
+    over = {
+        name: difference(one.found.rank[platform == code], base.found.rank[platform == code], "hr@10", SEED)
+        for code, name in log.catalogue.platforms.items()
+    }
+    return {
+        "hr@10": by_platform(log, split, one.found.rank, "hr@10"),
+        "ndcg@10": by_platform(log, split, one.found.rank, "ndcg@10"),
+        "over all parts, hr@10": over,
+        "minutes": round(one.seconds / 60, 1),
+        "epochs": len(one.trained.history),
+    }
+
+
+ABLATION = RESULTS / "ablation.json"
+
+
+def keep_row(table: str, name: str, row: dict[str, Any]) -> None:
+    """Add a line to the stored table and print it."""
+    rows = json.loads(ABLATION.read_text()) if ABLATION.exists() else {}
+    rows.setdefault(table, {})[name] = row
+    ABLATION.write_text(json.dumps(rows, indent=1) + "\n")
+    err.print(f"{table}, {name}: " + ", ".join(f"{k} {v['value']}" for k, v in row["hr@10"].items()))

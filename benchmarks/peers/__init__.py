@@ -1,0 +1,1 @@
+"""RecTools' SASRec and HSTU beside our SASRec: same split, same ranking."""

@@ -1,0 +1,143 @@
+"""RecTools' SASRec and HSTU beside our SASRec: trained and stopped on the very same split, ranked by our policy and metrics. CPU only, few epochs.
+
+`make bench ONLY=peers`, or `python -m benchmarks.peers ml1m --models SASRecModel` for a part; what was not run again keeps its figures,
+as do runs of other epochs.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, record
+from benchmarks.peers.environment import ROOT, python
+from benchmarks.peers.exchange import read_scores, write_split
+from benchmarks.research import food_kitchen, ml1m
+from training import sasrec
+from training.evaluate import Score, rank, report
+from training.log import EventLog
+from training.scorers import decayed_mean, popularity
+from training.splits import Split, leave_one_out
+
+RECTOOLS = ("SASRecModel", "HSTUModel")
+OURS = "SASRec"
+FLOORS = ("popularity", "decayed mean")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all models of a data set are trained with: that of SASRec+, but for batches and epochs that suit a few minutes."""
+
+    max_len: int
+    batch_users: int
+    epochs: int
+    dims: int = 64
+    blocks: int = 2
+    heads: int = 1
+    dropout: float = 0.1
+    lr: float = 1e-3
+    patience: int = 10
+    seed: int = 0
+    threads: int = 1
+
+
+PLANS = {"ml1m": Plan(max_len=100, batch_users=32, epochs=12), "food_kitchen": Plan(max_len=50, batch_users=128, epochs=4)}
+
+
+def research(name: str) -> tuple[EventLog, Split]:
+    """The split that benchmarks/research.py gives."""
+    if name == "food_kitchen":
+        return food_kitchen()
+    log = ml1m()
+    return log, leave_one_out(log)
+
+
+def ours(log: EventLog, split: Split, plan: Plan) -> tuple[Score, dict[str, Any]]:
+    """Our SASRec, trained."""
+    torch.set_num_threads(plan.threads)
+    wall, cpu = time.perf_counter(), time.process_time()
+    settings = {k: v for k, v in asdict(plan).items() if k != "threads"}
+    trained = sasrec.train(log, split, **settings, note=say)
+    spent = {"cpu_s": round(time.process_time() - cpu), "wall_s": round(time.perf_counter() - wall)}
+    return sasrec.scores(trained.model), {**spent, "history": trained.history}
+
+
+def theirs(log: EventLog, split: Split, plan: Plan, name: str) -> tuple[Score, dict[str, Any]]:
+    """A model of RecTools, trained in its own environment."""
+    with tempfile.TemporaryDirectory(prefix="currents-peers-") as at:
+        folder = Path(at)
+        write_split(log, split, split.valid.at_most(sasrec.VALIDATION_CASES, plan.seed), folder / "split.npz")
+        (folder / "plan.json").write_text(json.dumps(asdict(plan)))
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(plan.threads), "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([python(), "-m", "benchmarks.peers.rectools_models", folder, name], check=True, env=environment, cwd=ROOT)
+        told = json.loads((folder / f"{name}.json").read_text())
+        if not told["checks"]["passed"]:
+            say(f"RecTools {name}: its checks failed, so the figures are not to be trusted: {told['checks']}")
+        return read_scores(folder / f"{name}.npz", split.test), told
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run(name: str, plan: Plan, models: list[str], keep: Callable[[dict[str, Any]], None]) -> None:
+    """All models of one data set, one after the other; each is kept as soon as it is ranked."""
+    log, split = research(name)
+    for model in models:
+        if model in FLOORS:
+            counts = log.counts(split.trained(len(log.rows)))
+            score, told = popularity(counts) if model == "popularity" else decayed_mean(plan.max_len), dict[str, Any]()
+        else:
+            score, told = ours(log, split, plan) if model == OURS else theirs(log, split, plan, model)
+            told |= {"epochs": len(told["history"]), "plan": asdict(plan)}
+        slices = report(rank(score, log, split.test), log, split, split.test)
+        found = {part: {k: r[k] for k in ("cases", "hr@10", "ndcg@10")} for part, r in slices.items() if part == "all" or part.startswith("platform")}
+        keep({"data": name, "model": f"RecTools {model}" if model in RECTOOLS else model, **found, **told})
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A model's line in the README."""
+    out = {"HR@10": round(row["all"]["hr@10"]["mean"], 4), "NDCG@10": round(row["all"]["ndcg@10"]["mean"], 4)}
+    return out | ({"CPU minutes": round(row["cpu_s"] / 60, 1)} if "cpu_s" in row else {})
+
+
+def main() -> None:
+    """Run what is asked for, and record it beside what there is."""
+    known = [*FLOORS, OURS, *RECTOOLS]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="*", help=f"of {', '.join(PLANS)}; all without one")
+    parser.add_argument("--models", nargs="+", choices=known, default=known)
+    parser.add_argument("--epochs", type=int, help="instead of the plan's")
+    asked = parser.parse_args()
+    if strange := [d for d in asked.data if d not in PLANS]:
+        parser.error(f"{strange[0]}: no such data; there are {', '.join(PLANS)}")
+    command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+
+    def keep(row: dict[str, Any]) -> None:
+        """The file is read anew each time: two data sets may run at once."""
+        path = RESULTS / "peers.json"
+        stored = json.loads(path.read_text())["runs"] if path.exists() else []
+        stored.append({**row, "date": datetime.date.today().isoformat(), "command": command})
+        rows = {(r["data"], r["model"], r.get("epochs", 0)): r for r in stored}
+        figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
+        note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
+        machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
+        record("peers", figures, "hit rate, NDCG", note, machine=machine, runs=list(rows.values()))
+
+    for name in asked.data or PLANS:
+        run(name, replace(PLANS[name], epochs=asked.epochs or PLANS[name].epochs), asked.models, keep)
+
+
+if __name__ == "__main__":
+    main()

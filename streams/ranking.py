@@ -1,0 +1,50 @@
+"""Items in the order of a user's interest: known ones by their vector, others by their content."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from encoder.features import UNKNOWN
+from encoder.runtime import Encoder
+from encoder.towers import Tower
+from schemas.items import Item, clip_categories, content
+from schemas.profiles import Profile, unpack_vector
+from streams.answers import Problem
+from streams.items import ItemStore
+from streams.views import Rank
+
+
+class Ranker:
+    """Ranks on `pool`, the one thread that may use the item store. `encoders`: by the space that they make vectors of."""
+
+    def __init__(self, store: ItemStore, tower: Tower, encoders: Mapping[str, Encoder], pool: Executor) -> None:
+        self._store, self._tower, self._encoders, self._pool = store, tower, encoders, pool
+
+    async def rank(self, profile: Profile, body: Rank) -> dict[str, Any]:
+        """The answer to a request. Raises Problem for a profile of a space that no encoder here makes."""
+        encoder = self._encoders.get(profile.space_id)
+        if encoder is None:
+            raise Problem(409, "the profile is of another space; it is encoded again with the user's next event", space_id=profile.space_id)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._rank, encoder, profile, body)
+
+    def _rank(self, encoder: Encoder, profile: Profile, body: Rank) -> dict[str, Any]:
+        rows = self._store.index(body.items)
+        known = np.flatnonzero(rows != UNKNOWN)
+        items = [Item(c.id, c.title, clip_categories(c.categories), c.text) for c in body.contents]
+        table = self._store.table
+        vectors = np.concatenate([table.vectors[rows[known]], self._tower.encode([content(i) for i in items])])
+        keys = np.concatenate([table.keys[rows[known]], np.zeros(len(items), np.uint64)])
+        scores = encoder.project(vectors, keys) @ unpack_vector(profile.vector)
+        names = [*(body.items[i] for i in known), *(i.item for i in items)]
+        order = np.argsort(-scores, kind="stable").tolist()
+        return {
+            "user_id": profile.user_id,
+            "space_id": profile.space_id,
+            "encoder_version": profile.encoder_version,
+            "updated_at": profile.updated_at,
+            "ranked": [{"item": names[i], "score": float(scores[i])} for i in order],
+            "unknown": [body.items[i] for i in np.flatnonzero(rows == UNKNOWN)],
+        }

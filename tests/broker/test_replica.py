@@ -1,0 +1,296 @@
+"""A read replica beside a worker, and on its own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from schemas.profiles import encode_profile
+from streams.broker import embedded
+from streams.replica import BEHIND, Replica
+from streams.replica import running as replicating
+from streams.sending import partition_of
+from streams.settings import Settings
+from streams.tablets import STALE_MS, Tablet, now_ms
+from streams.topics import admin, create
+from streams.worker import running as working
+from tests.apache import free_port
+from tests.test_codecs import PROFILE
+
+pytestmark = pytest.mark.broker
+PARTITIONS = 3
+ODD = ["a b", "a/b", "ä€😀", "100%", "u:rank", "x:batchGet", "/"]
+PLATFORM = {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True}
+
+
+def settings_of(bootstrap: str, folder: Path, **serve: Any) -> Settings:
+    """Settings with topics of their own, which are made."""
+    prefix = f"r{time.time_ns()}"
+    settings = Settings(
+        kafka={"bootstrap": bootstrap},
+        worker={"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker"},
+        query={"port": 0, "max_body_bytes": 100_000},
+        serve={"port": 0, "data_dir": folder / "replica", "cache_mb": 8, **serve},
+        platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
+    )
+    client = admin(settings.kafka)
+    create(client, settings, platforms=True)
+    client.close()
+    return settings
+
+
+async def publish(settings: Settings, users: dict[str, int | None]) -> None:
+    """Rows of the profile changelog: users and how many events their profile says; None erases."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
+    await producer.start()
+    try:
+        for user, events in users.items():
+            row = None if events is None else encode_profile(msgspec.structs.replace(PROFILE, user_id=user, events=events))
+            await producer.send_and_wait(settings.topic("profiles"), row, user.encode(), partition_of(user.encode(), PARTITIONS))
+    finally:
+        await producer.stop()
+
+
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := await condition()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    return found
+
+
+def ask(settings: Settings, scenario: Callable[[Replica, httpx.AsyncClient], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a scenario with a replica that has caught up, and a client of it."""
+
+    async def run() -> Any:
+        async with replicating(settings) as replica, httpx.AsyncClient(base_url=replica.url, timeout=20) as client:
+            await until(lambda: is_ready(client))
+            return await scenario(replica, client)
+
+    return asyncio.run(run())
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 200
+
+
+def path(user: str) -> str:
+    return f"/v1/profiles/{quote(user, safe='')}"
+
+
+async def events_of(client: httpx.AsyncClient, users: list[str]) -> dict[str, int]:
+    rows = (await client.post("/v1/profiles:batchGet", json={"user_ids": users})).json()["profiles"]
+    return {row["user_id"]: row["events"] for row in rows}
+
+
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    *(("GET", path(user), {"params": {"vector": v}}) for user in ["u1", "u2", *ODD, "nobody"] for v in ("true", "false")),
+    ("GET", path("u1"), {"headers": {"accept": "application/msgpack"}, "params": {"vector": "true"}}),
+    ("GET", path("u1"), {"params": {"vector": "perhaps"}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": ["u1", "nobody", "u2", "u1", *ODD], "vector": True}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": [*ODD, "u3"]}, "headers": {"accept": "application/msgpack"}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": []}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_idz": ["u1"]}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": ["u1"] * 1001}}),
+    ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": ["u" * 200_000]}}),
+    ("POST", "/v1/profiles:batchGet", {"content": b"{"}),
+    ("POST", path("u1") + ":rank", {"json": {"items": ["shop:i1", "shop:i2", "shop:none"], "contents": [{"id": "new", "title": "Coffee cup"}]}}),
+    ("POST", path("nobody") + ":rank", {"json": {"items": ["shop:i1"]}}),
+    ("POST", path("u1") + ":rank", {"json": {"items": 1}}),
+    ("GET", "/v2/profiles/u1", {}),
+    ("DELETE", path("u1"), {}),
+]
+
+
+def test_answers_like_the_worker(bootstrap: str, tmp_path: Path) -> None:
+    """Every answer of a replica is the worker's, mistakes too; only the age differs, and the header that says how far behind it is."""
+    settings = settings_of(bootstrap, tmp_path, items=True)
+    users = ["u1", "u2", "u3", *ODD]
+
+    async def scenario() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+        await producer.start()
+        for n in range(4):
+            await producer.send(settings.platforms[0].items_topic, orjson.dumps({"id": f"i{n}", "title": f"Coffee thing {n}", "categories": ["K"]}))
+        for user in users:
+            row = {"account": user, "item": f"i{len(user) % 4}", "behavior": "view", "time": now_ms() - 1000}
+            await producer.send(settings.platforms[0].topic, orjson.dumps(row))
+        await producer.stop()
+        async with working(settings) as worker, replicating(settings) as replica, httpx.AsyncClient(timeout=30) as client:
+
+            async def settled() -> bool:
+                both = [await client.post(f"{url}/v1/profiles:batchGet", json={"user_ids": users}) for url in (worker.url, replica.url)]
+                rows = [{r["user_id"]: r["updated_at"] for r in b.json().get("profiles", ())} for b in both]
+                return len(rows[0]) == len(users) and rows[0] == rows[1] and (await client.get(f"{replica.url}/readyz")).status_code == 200
+
+            await until(settled)
+            for method, where, more in REQUESTS:
+                theirs, ours = [await client.request(method, url + where, **more) for url in (worker.url, replica.url)]
+                assert ours.status_code == theirs.status_code, where
+                assert ours.headers["content-type"] == theirs.headers["content-type"]
+                assert timeless(ours) == timeless(theirs), where
+                assert (BEHIND in ours.headers) == (where.startswith("/v1/profiles") and ours.status_code in (200, 404)), where
+                assert BEHIND not in theirs.headers
+
+    asyncio.run(scenario())
+
+
+def timeless(response: httpx.Response) -> Any:
+    packed = response.headers["content-type"] == "application/msgpack"
+    body = msgspec.msgpack.decode(response.content) if packed else response.json()
+    for row in [body, *body.get("profiles", ())] if isinstance(body, dict) else ():
+        row.pop("age_ms", None)
+    return body
+
+
+def test_follows(bootstrap: str, tmp_path: Path) -> None:
+    """New profiles and erasures show within moments, and health, metrics and the header say that nothing is missing."""
+    settings = settings_of(bootstrap, tmp_path)
+    asyncio.run(publish(settings, {f"u{n}": 1 for n in range(50)}))
+
+    async def scenario(replica: Replica, client: httpx.AsyncClient) -> None:
+        assert await events_of(client, [f"u{n}" for n in range(60)]) == {f"u{n}": 1 for n in range(50)}
+        await publish(settings, {"u1": 2, "u2": None, "u55": 1})
+        await until(lambda: is_now(client, {"u1": 2, "u55": 1}, gone=["u2"]))
+        assert (await client.get(path("u2"))).status_code == 404
+        behind = (await client.get("/healthz")).json()
+        assert (behind["status"], behind["behind"]["records"]) == ("ok", 0)
+        assert 0 <= behind["behind"]["seconds"] < settings.serve.max_behind_s
+        assert (await client.get(path("u1"))).headers[BEHIND].startswith("records=0, seconds=")
+        figures = (await client.get("/metrics")).text
+        assert "currents_behind_records 0.0" in figures
+        assert "currents_followed_rows_total 53.0" in figures
+        assert (await client.post(path("u1") + ":rank", json={"items": []})).status_code == 501
+
+    ask(settings, scenario)
+
+
+async def is_now(client: httpx.AsyncClient, there: dict[str, int], gone: list[str]) -> bool:
+    return await events_of(client, [*there, *gone]) == there
+
+
+def test_goes_on_where_it_was(bootstrap: str, tmp_path: Path) -> None:
+    """A replica that starts again reads only what came meanwhile, erasures too; one that was away for too long reads everything."""
+    settings = settings_of(bootstrap, tmp_path)
+    asyncio.run(publish(settings, {f"u{n}": 1 for n in range(40)}))
+
+    async def rows(replica: Replica, client: httpx.AsyncClient) -> tuple[float, dict[str, int]]:
+        return replica.metrics.value("currents_followed_rows_total"), await events_of(client, [f"u{n}" for n in range(50)])
+
+    assert ask(settings, rows) == (40, {f"u{n}": 1 for n in range(40)})
+    asyncio.run(publish(settings, {"u3": None, "u4": 2, "u45": 1}))
+    now = {f"u{n}": 1 for n in range(40) if n != 3} | {"u4": 2, "u45": 1}
+    assert ask(settings, rows) == (3, now)
+    assert ask(settings, rows) == (0, now)
+    for p in range(PARTITIONS):
+        tablet = Tablet(p, settings.serve.data_dir / f"tablet-{p}")
+        tablet.write(profiles=[(b"erased-long-ago", b"x")], offsets={settings.topic("profiles"): 0}, now_ms=now_ms() - STALE_MS - 1000)
+        tablet.close()
+    assert ask(settings, rows) == (43, now)
+
+
+def test_changelog_made_anew(bootstrap: str, tmp_path: Path) -> None:
+    """What was read from a topic that was deleted since is not shown beside what the new one holds."""
+    settings = settings_of(bootstrap, tmp_path)
+    asyncio.run(publish(settings, {"old": 1, "both": 1}))
+    assert ask(settings, lambda _, client: events_of(client, ["old", "both"])) == {"old": 1, "both": 1}
+    client = admin(settings.kafka)
+    client.delete_topics([settings.topic("profiles")])
+    create(client, settings)
+    client.close()
+    asyncio.run(publish(settings, {"both": 2, "new": 1}))
+    assert ask(settings, lambda _, client: events_of(client, ["old", "both", "new"])) == {"both": 2, "new": 1}
+
+
+def test_too_far_behind(tmp_path: Path) -> None:
+    """Once the brokers are away for longer than the bound, reads are refused with 503, and the process says how far behind it is."""
+
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            with embedded() as address:
+                settings = settings_of(address, tmp_path, max_behind_s=2.0)
+                await publish(settings, {"u1": 1})
+                replica = await stack.enter_async_context(replicating(settings))
+                client = await stack.enter_async_context(httpx.AsyncClient(base_url=replica.url, timeout=20))
+                await until(lambda: is_ready(client))
+                assert (await client.get(path("u1"))).status_code == 200
+            for method, where, more in (
+                ("GET", path("u1"), {}),
+                ("GET", path("nobody"), {}),
+                ("POST", "/v1/profiles:batchGet", {"json": {"user_ids": ["u1"]}}),
+                ("GET", "/readyz", {}),
+            ):
+
+                async def refused(method: str = method, where: str = where, more: Any = more) -> httpx.Response | None:
+                    response = await client.request(method, where, **more)
+                    return response if response.status_code == 503 else None
+
+                response = await until(refused)
+                assert "too far behind" in response.json()["error"]
+                assert int(response.headers["retry-after"]) >= 1
+                assert float(response.headers[BEHIND].split("seconds=")[1]) > 2
+            health = await client.get("/healthz")
+            assert (health.status_code, health.json()["status"]) == (200, "behind")
+            assert health.json()["behind"]["seconds"] > 2
+
+    asyncio.run(scenario())
+
+
+def test_process(bootstrap: str, tmp_path: Path) -> None:
+    """`currents serve` ends with status 0 on SIGTERM; what it cannot start with is one clear line and status 1."""
+    settings = settings_of(bootstrap, tmp_path)
+    asyncio.run(publish(settings, {"u1": 1}))
+    port = free_port()
+    own = {
+        "CURRENTS_KAFKA__BOOTSTRAP": bootstrap,
+        "CURRENTS_WORKER__PREFIX": settings.worker.prefix,
+        "CURRENTS_SERVE__PORT": str(port),
+        "CURRENTS_SERVE__DATA_DIR": str(settings.serve.data_dir),
+    }
+    with start(own) as process:
+        asyncio.run(answers(f"http://127.0.0.1:{port}"))
+        assert "serve.data_dir" in refused(own)
+        assert f"serve.port = {port}" in refused(own | {"CURRENTS_SERVE__DATA_DIR": str(tmp_path / "other")})
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in text) == (0, False), text
+    assert "none.profiles is missing" in refused(own | {"CURRENTS_WORKER__PREFIX": "none"})
+
+
+def start(environment: dict[str, str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "streams.cli", "serve"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment})
+
+
+def refused(environment: dict[str, str]) -> str:
+    """The one line of a replica that does not start."""
+    with start(environment) as process:
+        text, _ = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in text) == (1, False), text
+    (line,) = (line for line in text.splitlines() if line.startswith("currents:"))
+    return line
+
+
+async def answers(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+
+        async def there() -> bool:
+            try:
+                return (await client.get(path("u1"))).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await until(there)
