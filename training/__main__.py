@@ -105,10 +105,11 @@ def tower(
     figures: Annotated[bool, typer.Option(help="Measure it beside the shipped one")] = True,
 ) -> None:
     """Freeze, fine-tune or distil a Hugging Face text model as the item tower."""
+    job = read(job_file)
     from training.tower import make, show
 
     console = Console(file=sys.stderr)  # not whatever stderr is later: a library's bars are redirected meanwhile
-    found = make(read(job_file), out, figures, say, console)
+    found = make(job, out, figures, say, console)
     if figures:
         show(found, console)
     say(f'{out}: {found["space_id"]}, made in {found["minutes"]} minutes; encoding.tower = "{out}"')
