@@ -27,8 +27,8 @@ from training.splits import Split
 from training.tower import build
 
 RECIPE = TowerRecipe(threads=1, steps=40, batch=64)
-"""A few minutes of one core: a quarter of a hundredth of an epoch. It says what a few steps are worth, not where training ends."""
-FOLDER = RUNS / f"towers-{RECIPE.steps}"
+"""LoRA for a few minutes of one core, on .3 % of the pairs: it says what a few steps are worth, not where training ends."""
+FOLDER = RUNS / f"towers-{RECIPE.steps}x{RECIPE.batch}"
 SHIPPED, FROZEN, TUNED = "static, shipped", "MiniLM, frozen", "MiniLM, LoRA"
 PLANS: dict[str, tuple[str, dict[str, str]]] = {
     SHIPPED: (STATIC, {}),
@@ -90,10 +90,8 @@ def told(done: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         row["over"] = {other: difference(ranks[name], ranks[other], "hr@10") for other in (SHIPPED, FROZEN) if other in ranks and other != name}
     figures = {n: {**{k: round(s["mean"], 4) for k, s in r["slices"].items()}, "items/s": r["items/s"], "MB": r["MB"]} for n, r in rows.items()}
-    note = (
-        f"food_kitchen, {len(next(iter(ranks.values())))} test users, decayed mean of {RECIPE.dims} whitened dims; "
-        f"LoRA: {RECIPE.steps} steps of {RECIPE.batch} pairs; intervals in towers.json"
-    )
+    tuned = f"LoRA: {RECIPE.steps} steps of {RECIPE.batch} pairs; " if TUNED in rows else ""
+    note = f"food_kitchen, {len(next(iter(ranks.values())))} test users, decayed mean of {RECIPE.dims} whitened dims; {tuned}intervals in towers.json"
     machine = f"one thread of {os.cpu_count()} shared cores; minutes are CPU minutes"
     record("towers", figures, "HR@10 by platform, full ranking; items/s; MB", note, machine=machine, seed=RECIPE.seed, towers=rows)
     cases = next(iter(rows.values()))["slices"]
