@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,11 +79,12 @@ def export(
     preset: str = "xs",
     int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if rankings on the test part of DATA get worse")] = False,
     data: Annotated[str | None, typer.Option(help="Log for --int8, as for evaluate")] = None,
+    weights: Annotated[bool, typer.Option(help="The torch encoder too: for warm starts and GPUs")] = True,
     change: Set = None,
     config: Config = None,
 ) -> None:
     """Write a bundle: an untrained encoder, or another form of a release."""
-    more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else [])]
+    more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else []), *([] if weights else ["--no-weights"])]
     with job(load(config), data, change, {}) as file:
         start(["-m", "training", "export", str(file), "--out", str(out_folder), "--preset", preset, *more])
 
@@ -110,13 +112,16 @@ def world(
     events: Annotated[int, typer.Option(help="How many")] = 200_000,
     users: int = 2000,
     seed: int = 1,
-    days: Annotated[float, typer.Option(help="Time that they span, up to now")] = 30.0,
+    days: Annotated[float, typer.Option(help="Time that they span")] = 30.0,
+    until: Annotated[datetime | None, typer.Option(help="When they end, UTC; now by default", formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"])] = None,
+    catalogue_seed: Annotated[int, typer.Option(help="Another one: other items of the same topics")] = 1,
     json: Json = False,
 ) -> None:
     """Write the synthetic world's events and items to a folder, with a settings file: data to train on."""
     from streams.written import write_world
 
-    n = write_world(folder, events, users, seed, days)
+    end_ms = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1000)
+    n = write_world(folder, events, users, seed, days, catalogue_seed, end_ms)
     print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,} items, and currents.toml")
 
 

@@ -94,7 +94,7 @@ class Encoding(Section):
     """Item tower and encoder."""
 
     tower: str = Field("static", description="`static` (shipped), or the folder of a tower (of a text model: extra `train`)")
-    encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
+    encoder: str = Field("baseline", description="`baseline`, `demo` (shipped, for the synthetic world), or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
     window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")

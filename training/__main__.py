@@ -123,12 +123,13 @@ def export(
     preset: str = "xs",
     model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported; without, the untrained one of the preset")] = None,
     int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if it is worse on the test part of the job's log")] = False,
+    weights: Annotated[bool, typer.Option(help="The torch encoder too: for warm starts and GPUs")] = True,
 ) -> None:
     """A bundle of an untrained encoder, or another form of a release."""
     from training.run import exported
 
     must_be_new(out)
-    bundle = exported(read(job_file), out, preset, model, int8, say)
+    bundle = exported(read(job_file), out, preset, model, int8, weights, say)
     told = "".join(f", {k} {v}" for k, v in bundle.manifest.metrics.items())
     print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB{told}")
 
