@@ -59,7 +59,7 @@ def cold() -> None:
     """A tenth of the items held out of training: targets among them against the rest."""
     log, _ = food_kitchen()
     left, split = cold_items(log, 0.1, 0.2, SEED)
-    one = run("cold", left, split, FOOD.model_copy(update={"epochs": 8}))
+    one = run("cold", left, split, FOOD)
     target = left.items[split.test.target]
     platform, unseen = left.catalogue.platform[target], left.counts(split.trained(len(left.rows)))[target] == 0
     day0 = rank(decayed_mean(), left, split.test).rank
@@ -101,11 +101,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "not added to the decayed mean": {"start_at_mean": False},
     "negatives: uniform, logQ": {"negatives_power": 0.0},
     "negatives: counts^.75, no logQ": {"logq": False},
-    "negatives: 512 of counts^.75, logQ": {"negatives": 512},
-    "full softmax": {"negatives": 0},
+    "negatives: 128 of counts^.75, logQ": {"negatives": 128},
     "preset xs": {"preset": "xs"},
+    "large batches: 8,192 events": {"batch_events": 8192},
+    "full softmax": {"negatives": 0},
 }
-EPOCHS = 5
+SHORT = {"epochs": 3, "batch_events": 1024}
 
 
 def ablation() -> None:
@@ -113,7 +114,7 @@ def ablation() -> None:
     log, split = food_kitchen()
     base = None
     for name, change in CHANGES.items():
-        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**change, "epochs": EPOCHS}))
+        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**SHORT, **change}))
         base = base or one
         keep_row("food_kitchen", name, row_of(log, split, one, base))
 

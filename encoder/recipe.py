@@ -72,7 +72,7 @@ class Recipe(BaseModel):
     """Share of events whose behavior and value are hidden from the model and predicted."""
 
     # Losses
-    negatives: Annotated[int, Field(ge=0)] = 4096
+    negatives: Annotated[int, Field(ge=0)] = 2048
     """Sampled per platform and step, shared by its positions, with logQ correction; 0: the whole catalogue."""
     negatives_power: Annotated[float, Field(ge=0, le=1)] = 0.75
     """Negatives are drawn from counts to this power; 0: uniformly."""
@@ -104,10 +104,10 @@ class Recipe(BaseModel):
     """Most passes over the data."""
     patience: Positive = 10
     """Epochs without a better validation NDCG@10 before training stops."""
-    batch_users: Positive = 512
+    batch_users: Positive = 4096
     """Most segments of a batch."""
-    batch_events: Positive = 16384
-    """A batch holds at most this many events, padding included."""
+    batch_events: Positive = 2048
+    """A batch holds at most this many events, padding included. Few: the more steps an epoch, the better (docs/log.md has the figures)."""
     accumulate: Positive = 1
     """Batches per step."""
     clip: Annotated[float, Field(gt=0)] = 1.0
