@@ -126,3 +126,46 @@ class Recipe(BaseModel):
     """Where the course of training goes."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Of torch; 0: as many as there are cores."""
+
+
+class TowerRecipe(BaseModel):
+    """What `currents tower` is asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    mode: Literal["frozen", "lora", "full", "static"] = "lora"
+    """`frozen`: the model as it is; `lora`, `full`: fine-tuned, through adapters or whole; `static`: distilled into one vector a token."""
+    model: str = ""
+    """Hugging Face text model: a name, its folder, or a tower's folder; empty: all-MiniLM-L6-v2."""
+    dims: Positive = 192
+    """Dims of the tower; whitening wants twice as many texts."""
+    max_tokens: Positive = 64
+    """Tokens that are read of a text, in training and by the tower."""
+    precision: Literal["no", "bf16"] = "bf16"
+    """`bf16`: autocast, in training and by the tower."""
+    steps: Positive = 300
+    """Steps of training."""
+    batch: Annotated[int, Field(ge=2)] = 128
+    """Pairs of a step."""
+    ahead: Positive = 3
+    """An item is paired with items that its user acted on within so many events after it."""
+    symmetric: bool = True
+    """Predict the earlier item from the later one too."""
+    logq: bool = True
+    """Correct for popular items being negatives more often."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Cosines are divided by it."""
+    rank: Positive = 16
+    """Rank of LoRA."""
+    lr: Annotated[float, Field(ge=0)] = 0.0
+    """Peak learning rate; 0: 5e-4 for `lora`, 3e-5 for `full`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of matrices."""
+    warmup: Share = 0.1
+    """Share of the steps; then a cosine to zero."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient norm."""
+    seed: int = 0
+    """Of everything random."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Of torch; 0: as many as there are cores."""

@@ -1,4 +1,4 @@
-"""The training process: `currents train`, `evaluate`, `encode` and `export` start it with a job file."""
+"""The training process: `currents train`, `evaluate`, `encode`, `export` and `tower` start it with a job file."""
 
 import json
 import logging
@@ -96,6 +96,24 @@ def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(hel
         with out.open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     say(f"{out}: {len(rows)} users")
+
+
+@app.command()
+def tower(
+    job_file: JobFile,
+    out: Annotated[Path, typer.Option(help="Folder of the new tower")],
+    figures: Annotated[bool, typer.Option(help="Measure it beside the shipped one")] = True,
+) -> None:
+    """Freeze, fine-tune or distil a Hugging Face text model as the item tower."""
+    job = read(job_file)
+    from training.tower import make, show
+
+    console = Console(file=sys.stderr)  # not whatever stderr is later: a library's bars are redirected meanwhile
+    found = make(job, out, figures, say, console)
+    if figures:
+        show(found, console)
+    say(f'{out}: {found["space_id"]}, made in {found["minutes"]} minutes; encoding.tower = "{out}"')
+    print(json.dumps(found))
 
 
 @app.command()
