@@ -153,7 +153,7 @@ def ablation() -> None:
     keep_row("food_kitchen", "MiniLM as the item tower, frozen", row_of(log, split, one, base or one))
 
 
-FEW = 4
+FEW = 1
 """Epochs of a body of 22M weights, and of ours beside it."""
 
 
@@ -162,7 +162,7 @@ def times() -> None:
     log = ml_latest_small()
     split = leave_one_out(log)
     more = {"time": True, "mask": 0.3, "weight_behavior": 0.1, "weight_value": 0.05}
-    recipe = Recipe(**{**ORDERS, **more}, epochs=15, ema=0.99, batch_events=4096, negatives=0)
+    recipe = Recipe(**{**ORDERS, **more}, epochs=5, ema=0.99, negatives=0)
     minilm = str(get_model_path())
     changes: dict[str, dict[str, Any]] = {
         "all parts": {},
@@ -170,9 +170,9 @@ def times() -> None:
         "no relative bias": {"distance": False},
         "no behavior": {"behavior": False},
         "all-action targets, 14 days": {"targets": "all-action"},
-        f"{FEW} epochs": {"epochs": FEW},
-        f"MiniLM as the body, LoRA, {FEW} epochs": {"body": minilm, "adapter": "lora", "epochs": FEW},
-        f"MiniLM as the body, frozen, {FEW} epochs": {"body": minilm, "freeze": ("body.body.*",), "epochs": FEW},
+        f"{FEW} epoch": {"epochs": FEW},
+        f"MiniLM as the body, LoRA, {FEW} epoch": {"body": minilm, "adapter": "lora", "epochs": FEW},
+        f"MiniLM as the body, frozen, {FEW} epoch": {"body": minilm, "freeze": ("body.body.*",), "epochs": FEW},
     }
     base = None
     for name, change in changes.items():
