@@ -108,8 +108,8 @@ def main() -> None:
         "reads",
         figures,
         "ms from when a read was due to its whole answer",
-        f"{SINGLES} single reads/s, {BATCHES} batches of 100 a second, {PER_SECOND} events/s into a worker meanwhile, {USERS:,} users; broker, worker, "
-        f"replica and both generators on the same cores, load before: {before:.1f}; {parser_name}; goals for the replica: p99 ≤ 5 and ≤ 20",
+        f"{SINGLES} single reads/s, {BATCHES} batches of 100 a second, {PER_SECOND} events/s into a worker meanwhile, {USERS:,} users; "
+        f"broker, worker, replica and generators on the same cores, load before: {before:.1f}; {parser_name}; goals of the replica: p99 ≤ 5 and ≤ 20",
     )
 
 
