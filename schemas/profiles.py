@@ -93,12 +93,20 @@ def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
 
 
 _LAST, _EVENTS = _packer.pack("last_event_at"), _packer.pack("events")
-_IDS = 1200  # bytes that hold the head's first fields, the longest user_id among them
+_IDS = 4400  # bytes that hold the head's first fields, the longest user_id (1024 characters) among them
 
 
 def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
     """Whether a packed profile says that its window has that newest time and that many events. Decodes nothing: a restore asks for every row."""
     return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
+
+
+_ENCODER = _packer.pack("encoder_version")
+
+
+def is_by(profile: bytes, encoder_version: str) -> bool:
+    """Whether a packed profile says that this encoder made it. Decodes nothing."""
+    return profile.find(_ENCODER + _packer.pack(encoder_version), 0, _IDS) >= 0
 
 
 def unpack_profile(data: bytes) -> dict[str, Any]:

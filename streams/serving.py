@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse
 
 from streams.query import Source, make_api
 
-
 KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection: the side that closes first must be theirs
 
 

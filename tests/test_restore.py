@@ -13,7 +13,7 @@ from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.restore import merge, put_profiles, put_windows
-from streams.tablets import Tablet
+from streams.tablets import FALLBACK, Tablet
 from streams.verify import offline_windows
 
 POLICY = Policy(6)
@@ -117,13 +117,24 @@ def profile(user: str, times: list[int]) -> bytes:
 
 def test_stale_profile(tablet: Tablet) -> None:
     """A profile of another window than the user's is named, until the right one follows."""
-    stale, long = set[bytes](), "x" * 1024
+    stale, long = set[bytes](), "😀" * 1024
     tablet.write(windows=[(b"u", window([1, 2, 3])), (long.encode(), window([1, 300]))])
     put_profiles(tablet, [Record(b"u", profile("u", [1, 3])), Record(long.encode(), profile(long, [1, 300])), Record(b"w", None)], stale, {"t": 2})
     assert stale == {b"u"}
     put_profiles(tablet, [Record(b"u", profile("u", [1, 2, 3]))], stale, {"t": 3})
     assert stale == set()
     assert tablet.profile(b"u") == profile("u", [1, 2, 3])
+    tablet.close()
+
+
+def test_profiles_of_the_fallback(tablet: Tablet) -> None:
+    """Users whose last row is the fallback encoder's wait for the right one; without a fallback nobody does."""
+    rows = [Record(u.encode(), profile(u, [1, 2])) for u in ("u", "😀" * 1024, "encoder_version")] + [Record(b"gone", None)]
+    put_profiles(tablet, rows, set(), {"t": 3})
+    put_profiles(tablet, rows, set(), {"t": 3}, "baseline-3")
+    assert list(tablet.awaited()) == []
+    put_profiles(tablet, rows, set(), {"t": 3}, "e")
+    assert set(tablet.waiting(FALLBACK)) == {row.key for row in rows[:3]}
     tablet.close()
 
 
