@@ -4,7 +4,6 @@ The first work that is shed under load: while many live events wait, nobody is e
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from streams.guard import EncoderDown
@@ -12,7 +11,6 @@ from streams.metrics import Metrics
 from streams.tablets import FALLBACK, Tablet, Tablets, key_bytes
 from streams.update import CHUNK, Updater
 
-log = logging.getLogger("currents.late")
 PASS = 20_000  # pairs of item and user that are looked up at once
 LOOK_S = 0.1  # between looks at whether live events still wait
 FELL_BACK = int.from_bytes(FALLBACK, "big")
