@@ -3,14 +3,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test fast broker kafka check bench clean
+.PHONY: demo test fast slow broker kafka check bench clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
-test: fast broker kafka
+test: fast slow broker kafka
 
 fast: .venv/test.stamp
 	$(BIN)/pytest
+
+slow: .venv/test.stamp
+	$(BIN)/pytest -m slow
 
 broker: .venv/test.stamp
 	$(BIN)/pytest -m broker

@@ -12,9 +12,10 @@ import torch
 from benchmarks import encoder_parts
 from benchmarks.research import food_kitchen, ml1m
 from benchmarks.runs import FOOD, ML1M, SEED, by_platform, figure, note, run
+from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, padded
 from encoder.gpu import TorchEncoder
-from encoder.model import PRESETS, SequenceEncoder, preset
+from encoder.model import SequenceEncoder
 from encoder.runtime import Encoder, OnnxEncoder
 from schemas.windows import DTYPE, NO_DWELL
 from training.evaluate import rank

@@ -24,12 +24,12 @@ def joint() -> None:
     log, split = food_kitchen()
     both = run("food", log, split, FOOD)
     steps = len(epoch(log, split, FOOD, 0)) * FOOD.epochs
-    found = {}
+    found, ours = {}, ranks_by_user(log, split, both)
     for code, name in log.catalogue.platforms.items():
         alone, own = one_platform(log, split, code)
         recipe = FOOD.model_copy(update={"epochs": -(-steps // len(epoch(alone, own, FOOD, 0)))})
         single = run(f"only-{name}", alone, own, recipe)
-        ours, theirs = ranks_by_user(log, split, both), ranks_by_user(alone, own, single)
+        theirs = ranks_by_user(alone, own, single)
         users = [u for u in theirs if u in ours]
         a, b = (np.array([r[u] for u in users]) for r in (ours, theirs))
         of = difference(a, b, "hr@10", SEED)
@@ -111,12 +111,11 @@ EPOCHS = 5
 def ablation() -> None:
     """One part changed at a time."""
     log, split = food_kitchen()
-    rows, base = {}, None
+    base = None
     for name, change in CHANGES.items():
         one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**change, "epochs": EPOCHS}))
         base = base or one
-        rows[name] = row_of(log, split, one, base)
-        keep_row("food_kitchen", name, rows[name])
+        keep_row("food_kitchen", name, row_of(log, split, one, base))
 
 
 def times() -> None:

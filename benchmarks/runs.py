@@ -75,7 +75,7 @@ def by_platform(log: EventLog, split: Split, ranks: np.ndarray, metric: str) -> 
 def note(question: str, about: str, **figures: Any) -> None:
     """Put figures into the results, each with command, seed and date; print them as the last line."""
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
-    common = {"command": f"make bench ONLY='encoder {question}'", "seed": SEED, "date": datetime.date.today().isoformat(), "about": about}
+    common = {"command": f"python -m benchmarks.encoder {question}", "seed": SEED, "date": datetime.date.today().isoformat(), "about": about}
     for name, value in figures.items():
         rows[name] = {**(value if isinstance(value, dict) else {"value": value}), **common}
     FILE.write_text(json.dumps(rows, indent=1) + "\n")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from encoder.model import EncoderConfig, SequenceEncoder, last_of
+from encoder.config import EncoderConfig
+from encoder.layers import last_of
+from encoder.model import SequenceEncoder
 
 
 class PretrainedBody(nn.Module):
@@ -29,7 +31,7 @@ class PretrainedBody(nn.Module):
             _drop(self.body, name)
 
     def add_prefix(self, length: int) -> None:
-        """Prefix tuning (arXiv 2101.00190): learned keys and values in front of every layer's."""
+        """Learned keys and values in front of every layer's."""
         c = self.body.config
         self.prefix_length = length
         self.prefix = nn.Parameter(torch.randn(length, c.n_layer, 2, c.n_head, c.n_embd // c.n_head) * 0.02)
@@ -67,6 +69,18 @@ def with_pretrained_body(config: EncoderConfig, source: str) -> SequenceEncoder:
     missing, _ = body.body.load_state_dict(loaded, strict=False)
     if missing:
         raise ValueError(f"training.body = {source!r}: has no {missing[0]}")
+    return encoder
+
+
+def with_prefix(encoder: SequenceEncoder, length: int) -> SequenceEncoder:
+    """Prefix tuning (arXiv 2101.00190): the encoder with a learned prefix to its transformer, which is frozen itself. Raises ValueError."""
+    body = encoder.body
+    if not isinstance(body, PretrainedBody) or not body.takes_prefix:
+        raise ValueError("training.adapter = 'prefix' needs a GPT body (training.body)")
+    body.body.requires_grad_(False)
+    body.add_prefix(length)
+    # The config is what a saved encoder is built from again; the mixin keeps the one that it saw first.
+    encoder.config = encoder._hub_mixin_config = replace(encoder.config, body={**encoder.config.body, "prefix_length": length})
     return encoder
 
 

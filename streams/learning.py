@@ -1,12 +1,16 @@
 """`currents train`, `evaluate`, `export`, `encode`: each starts `training` as a process of its own. `world` writes data to try them on."""
 
 import json as jsonlib
+import math
+import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +20,8 @@ import typer
 
 from streams.settings import Settings, SettingsError, load
 from streams.terminal import Config, Json, out, print_json
+
+GRACE_S = 30.0
 
 Data = Annotated[str, typer.Argument(help="Folder of <platform>.events.jsonl and .items.jsonl (or .parquet); or topic, topic:FROM-TO (offsets)")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A training setting for this run: key=value")]
@@ -29,14 +35,13 @@ def train(
     epochs: int | None = None,
     seed: int | None = None,
     change: Set = None,
-    processes: Annotated[int, typer.Option(help="Training processes, one a GPU; through accelerate")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Training processes: one a GPU, or several on the CPU")] = 1,
     config: Config = None,
 ) -> None:
     """Train an encoder on a log and export it; a run that was stopped goes on where it was. Last line: JSON with the bundle's metrics."""
     given = {k: v for k, v in (("preset", preset), ("epochs", epochs), ("seed", seed)) if v is not None}
     with job(load(config), data, change, given) as file:
-        launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes)] if processes > 1 else []
-        start([*launcher, "-m", "training", "train", str(file), "--out", str(out_folder)])
+        start(["-m", "training", "train", str(file), "--out", str(out_folder)], processes)
 
 
 def evaluate(
@@ -127,20 +132,46 @@ def job(settings: Settings, data: str | None, change: list[str] | None, given: d
         yield path
 
 
-def start(arguments: list[str]) -> None:
-    """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra."""
+def start(arguments: list[str], processes: int = 1) -> None:
+    """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra.
+
+    Several processes find each other as torchrun's do, by the environment. When one fails, the others get GRACE_S to say the same, then they are
+    ended: they would wait for it.
+    """
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise SettingsError('training needs torch and its companions: pip install "currents[train]"')
-    process = subprocess.Popen([sys.executable, *arguments])
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    running = [subprocess.Popen([sys.executable, *arguments], env=environment) for environment in environments(processes)]
+
+    def end(*_: object) -> None:
+        for process in running:
+            process.terminate()
+
+    previous = signal.signal(signal.SIGTERM, end)
+    failed, until = 0, math.inf
     try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        code = process.wait()
+        while None in (codes := [p.poll() for p in running]):
+            if not failed and any(codes):
+                failed, until = next(c for c in codes if c), time.monotonic() + GRACE_S
+            if time.monotonic() > until:
+                end()
+            with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):  # Ctrl-C reaches the processes themselves
+                running[codes.index(None)].wait(0.2 if processes > 1 else None)
     finally:
         signal.signal(signal.SIGTERM, previous)
+    code = failed or next((c for c in codes if c), 0)
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def environments(processes: int) -> list[dict[str, str]]:
+    """What each of so many training processes of this machine is told of the others (torch's `env://`)."""
+    if processes == 1:
+        return [dict(os.environ)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    same = {**os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**same, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import gc
 import logging
 import shutil
-import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from streams.settings import Settings
 from streams.startup import claim, listen
 from streams.storage import StorageError
 from streams.tablets import Tablets, now_ms
-from streams.tasks import Tasks
+from streams.tasks import Tasks, signalled, until
 from streams.topics import BrokerError, admin, identity
 
 log = logging.getLogger("currents.replica")
@@ -199,16 +198,11 @@ def _look(settings: Settings) -> dict[str, Any]:
 
 async def run(settings: Settings) -> None:
     """Run a replica until SIGTERM or SIGINT. Raises what made it fail."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = signalled()
     async with running(settings) as replica:
         sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: a full collection over it would hold reads up for tens of ms
         log.info("read replica at %s", replica.url)
-        replica.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        if replica.failed.done():
-            await replica.failed
+        await until(stop, replica.failed)
         log.info("stopping")

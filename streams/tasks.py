@@ -1,6 +1,7 @@
-"""Tasks of a process: when one of them fails, the process ends."""
+"""Tasks of a process, and when it ends: at a signal, or when one of them fails."""
 
 import asyncio
+import signal
 from typing import Any
 
 
@@ -28,3 +29,19 @@ class Tasks:
         for task in self._started:
             task.cancel()
         await asyncio.gather(*self._started, return_exceptions=True)
+
+
+def signalled() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set from now on: also while a process still starts."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until(stop: asyncio.Event, failed: "asyncio.Future[None]") -> None:
+    """Wait for the event. Raises what is in `failed` where that comes first."""
+    failed.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    if failed.done():
+        await failed

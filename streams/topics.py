@@ -1,5 +1,6 @@
 """Currents' topics: which there are, how they should be, and what differs on the brokers."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,9 @@ def topics(settings: Settings) -> list[Topic]:
     return own + platforms
 
 
+SEEN_S = 20.0  # until a topic just created is listed
+
+
 def client_config(kafka: Kafka) -> dict[str, Any]:
     """Connection arguments for kafka-python."""
     config: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap.split(","), "security_protocol": kafka.security_protocol}
@@ -91,6 +95,9 @@ def create(client: KafkaAdminClient, settings: Settings, platforms: bool = False
         except KafkaError as error:
             raise BrokerError(f"topic {topic.name}: cannot be created: {error}") from None
         made.append(topic.name)
+    deadline = time.monotonic() + SEEN_S
+    while made and not set(made) <= set(client.list_topics()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a broker that is busy answers before its own metadata know
     return made
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,7 @@ from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
 from streams.tablets import Tablet, Tablets
-from streams.tasks import Tasks
+from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
 
 log = logging.getLogger("currents.worker")
@@ -205,13 +204,8 @@ async def running(settings: Settings) -> AsyncIterator[Worker]:
 
 async def run(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT. Raises what made it fail."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = signalled()
     async with running(settings) as worker:
         log.info("worker at %s", worker.url)
-        worker.failed.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        if worker.failed.done():
-            await worker.failed
+        await until(stop, worker.failed)
         log.info("stopping")

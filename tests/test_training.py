@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from encoder.config import MASK, preset
 from encoder.features import UNKNOWN
-from encoder.model import LENGTH, MASK, SequenceEncoder, preset
+from encoder.layers import LENGTH
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, fold, rows_of
 from training import losses
@@ -300,9 +303,27 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[st
     rest = train(log, split, recipe, tmp_path / "broken")
     assert 0 < len(rest.losses) < len(whole.losses)
     assert rest.losses == pytest.approx(whole.losses[-len(rest.losses) :], abs=1e-5)
+    assert [pytest.approx(row, abs=1e-5) for row in whole.history] == rest.history
     torch.testing.assert_close(rest.model.state_dict(), whole.model.state_dict(), atol=1e-5, rtol=0)
     stored = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("broken", "whole")]
     torch.testing.assert_close(*stored, atol=1e-5, rtol=0)
+
+
+def test_going_on(tmp_path: Path) -> None:
+    """A run goes on for more epochs, also when it ended between two renames of a checkpoint; another recipe's or other data's is refused."""
+    log, told = made_log(), list[str]()
+    split = leave_one_out(log)
+    train(log, split, QUICK, tmp_path)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    more = train(log, split, QUICK.model_copy(update={"epochs": 2, "patience": 3}), tmp_path, note=told.append)
+    assert told[0] == "going on at epoch 1, step 0"
+    assert len(more.history) == 2
+    assert not (tmp_path / "checkpoint.old").exists()
+    with pytest.raises(DataError, match=r"holds a run with lr = 0\.001, this one has 0\.01; go on with that, or take another folder"):
+        train(log, split, QUICK.model_copy(update={"lr": 1e-2}), tmp_path)
+    other = made_log(41)
+    with pytest.raises(DataError, match=r"holds a run with events = \d+, this one has \d+"):
+        train(other, leave_one_out(other), QUICK, tmp_path)
 
 
 def test_ranks(tmp_path: Path) -> None:
@@ -361,6 +382,21 @@ def test_bad_pattern(tmp_path: Path) -> None:
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("bodi.*",)}), tmp_path)
     with pytest.raises(DataError, match=r"'body\.\*' names the adapters too"):
         train(log, leave_one_out(log), QUICK.model_copy(update={"freeze": ("body.*",), "adapter": "lora"}), tmp_path)
+
+
+def test_tracking(tmp_path: Path) -> None:
+    """The course of training goes to TensorBoard's files beside the checkpoints."""
+    log = made_log()
+    train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "tensorboard"}), tmp_path)
+    assert list(tmp_path.glob("currents/events.out.tfevents.*"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_no_wandb(tmp_path: Path) -> None:
+    """Weights & Biases is no part of the extra: where it is asked for and missing, the error says how to get it."""
+    log = made_log()
+    with pytest.raises(DataError, match=r"training.log_to = 'wandb'.*pip install wandb"):
+        train(log, leave_one_out(log), QUICK.model_copy(update={"log_to": "wandb"}), tmp_path)
 
 
 def test_report() -> None:

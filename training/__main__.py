@@ -69,6 +69,11 @@ def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(hel
     from training.log import windows
 
     job = read(job_file)
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise DataError(f"{out}: want a name that ends in .parquet or .jsonl")
+    if not out.parent.is_dir():
+        raise DataError(f"{out}: there is no folder {out.parent}")
+    out.open("ab").close()  # what cannot be written is told before the work, not after it
     log, tower = job.load(say)
     encoder = load_encoder(bundle, tower.space_id, tower.dims)
     rows: list[dict[str, Any]] = []
@@ -131,7 +136,7 @@ def main() -> None:
     try:
         app()
     except (DataError, BundleError, TowerError, OSError) as error:
-        err.print(f"currents: {error}", markup=False)
+        say(f"currents: {error}")
         sys.exit(1)
 
 

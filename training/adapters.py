@@ -9,6 +9,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
 from encoder.model import SequenceEncoder
+from encoder.pretrained import PretrainedBody, with_prefix
 from encoder.recipe import Recipe
 from training.splits import DataError
 
@@ -19,25 +20,29 @@ INITIAL, WARMUP, SETTLED, ALLOCATIONS = 1.5, 0.1, 0.3, 100
 
 
 def adapt(encoder: SequenceEncoder, recipe: Recipe, steps: int) -> SequenceEncoder:
-    """The encoder with adapters in its body for a run of so many optimizer steps; the body's own weights are frozen. Raises DataError."""
+    """The encoder with adapters in its layers, whose own weights are frozen, for a run of so many optimizer steps. Raises DataError."""
     if recipe.adapter == "none":
         return encoder
     if recipe.adapter == "prefix":
-        from encoder.pretrained import PretrainedBody
-
-        if not isinstance(encoder.body, PretrainedBody) or not encoder.body.takes_prefix:
-            raise DataError("training.adapter = 'prefix' needs a GPT body (training.body)")
-        encoder.body.requires_grad_(False)
-        encoder.body.add_prefix(recipe.adapter_rank)
+        try:
+            encoder = with_prefix(encoder, recipe.adapter_rank)
+        except ValueError as error:
+            raise DataError(str(error)) from None
     else:
+        holder = _holder(encoder)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it itself, module by module
-            encoder.body = get_peft_model(encoder.body, _config(encoder.body, recipe, steps))
-    for name, parameter in encoder.named_parameters():
+            holder.body = get_peft_model(holder.body, _config(holder.body, recipe, steps))
+    for name, _ in encoder.named_parameters():
         for pattern in recipe.freeze:
-            if name.startswith("body.") and parameter.requires_grad and fnmatch.fnmatch(name, pattern):
-                raise DataError(f"training.freeze: {pattern!r} names the adapters too; with training.adapter the body itself is frozen anyway")
+            if ("lora_" in name or name == "body.prefix") and fnmatch.fnmatch(name, pattern):
+                raise DataError(f"training.freeze: {pattern!r} names the adapters too; with training.adapter the layers are frozen anyway")
     return encoder
+
+
+def _holder(encoder: SequenceEncoder) -> Any:
+    """What has the layers as its `body`: the maps around a Hugging Face transformer are new, and trained whole."""
+    return encoder.body if isinstance(encoder.body, PretrainedBody) else encoder
 
 
 def _config(body: torch.nn.Module, recipe: Recipe, steps: int) -> Any:
@@ -55,7 +60,7 @@ class Ranks:
     """AdaLoRA's rank of every matrix, allocated anew while training goes on; part of a checkpoint. Does nothing for other adapters."""
 
     def __init__(self, encoder: SequenceEncoder, recipe: Recipe) -> None:
-        self._model: Any = encoder.body.base_model if recipe.adapter == "adalora" else None
+        self._model: Any = _holder(encoder).body.base_model if recipe.adapter == "adalora" else None
         self._done = 0
 
     def step(self) -> None:
@@ -99,5 +104,6 @@ def adaptation(encoder: SequenceEncoder, recipe: Recipe) -> Tensor | float:
 def merged(encoder: SequenceEncoder, recipe: Recipe) -> SequenceEncoder:
     """The encoder with its adapters folded into the weights."""
     if recipe.adapter in ("lora", "adalora"):
-        encoder.body = encoder.body.merge_and_unload()
+        holder = _holder(encoder)
+        holder.body = holder.body.merge_and_unload()
     return encoder

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from encoder.config import MASK
 from encoder.features import UNKNOWN, Features, model_inputs, padded
-from encoder.model import MASK
 from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE
 from training.log import EventLog, spans

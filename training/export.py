@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 
 from encoder.bundle import CONFIG, ITEMS, ONNX, RESIDUALS, WEIGHTS, Bundle, BundleError, Manifest, pack_residuals, publish
 from encoder.features import NUMERIC, TIMES
+from encoder.layers import LONGEST
 from encoder.model import SequenceEncoder
 from training.log import EventLog
 from training.quantise import gated
@@ -49,14 +50,15 @@ def example(users: int, steps: int, dims: int, seed: int = 0) -> dict[str, np.nd
     }
 
 
-def examples(dims: int) -> Iterator[dict[str, np.ndarray]]:
-    """Random inputs of several lengths."""
-    return (example(users, steps, dims, seed) for seed, (users, steps) in enumerate(LENGTHS))
+def examples(model: SequenceEncoder) -> Iterator[dict[str, np.ndarray]]:
+    """Random inputs of several lengths, as far as the layers have positions."""
+    longest = getattr(model.body, "longest", LONGEST)
+    return (example(users, steps, model.config.dims, seed) for seed, (users, steps) in enumerate(LENGTHS) if steps <= longest)
 
 
 def to_onnx(model: SequenceEncoder) -> bytes:
     """The graph of windows, for any number of users and events."""
-    batch, steps = torch.export.Dim("users", min=1), torch.export.Dim("events", min=1, max=512)
+    batch, steps = torch.export.Dim("users", min=1), torch.export.Dim("events", min=1, max=LONGEST)
     arguments = tuple(torch.from_numpy(v) for v in example(3, 5, model.config.dims).values())
     shapes = tuple({0: batch} if name == "lengths" else {0: batch, 1: steps} for name in INPUTS)
     return _graph(model, arguments, list(INPUTS), "vector", shapes)
@@ -85,7 +87,7 @@ def parity(model: SequenceEncoder, graph: bytes) -> float:
     """Largest difference between ONNX Runtime, torch, and torch without the last-only short cut, over windows of several lengths."""
     session, worst = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]), 0.0
     model = model.eval()
-    for inputs in examples(model.config.dims):
+    for inputs in examples(model):
         users = len(inputs["lengths"])
         tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
         with torch.inference_mode():
@@ -121,7 +123,7 @@ def export(
         raise BundleError(f"ONNX differs from torch by {worst:.2g}, want at most {PARITY}")
     residuals, measured = model.residual.weight.detach().numpy()[1:], dict(metrics or {})
     if int8:
-        graph, more = gated(graph, items, keys, residuals, config.max_len, *int8, examples(config.dims))
+        graph, more = gated(graph, items, keys, residuals, config.max_len, *int8, examples(model))
         measured |= {k: round(v, 4) for k, v in more.items()}
     files = {ONNX: graph, ITEMS: items, RESIDUALS: pack_residuals(keys, residuals)}
     if weights:

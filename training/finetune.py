@@ -2,12 +2,10 @@
 
 import copy
 import fnmatch
-import json
 import logging
 import math
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -16,38 +14,27 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from rich.console import Console
 from rich.progress import Progress
 from torch.optim.swa_utils import AveragedModel
 from transformers import get_scheduler
 
-from encoder.model import PLATFORMS, SequenceEncoder, preset, untouched
+from encoder.config import PLATFORMS, preset
+from encoder.model import SequenceEncoder, untouched
 from encoder.recipe import Recipe
 from training.adapters import Ranks, adapt, adaptation, merged
 from training.batches import batch, epoch
+from training.checkpoint import Checkpoints, Loop
 from training.evaluate import rank
 from training.log import EventLog
 from training.metrics import METRICS
 from training.objective import Objective, Sampler, arrays
 from training.scorers import model_scores
-from training.splits import DataError, Split
+from training.splits import VALIDATION_CASES, DataError, Split
+from training.tracking import track, tracker
 
 log = logging.getLogger("currents.training")
-VALIDATION_CASES = 2000
 ENOUGH = 5  # items a dim, for a whitening that is more than noise
-STATE = "loop.json"
-
-
-@dataclass
-class Loop:
-    """Where a run is; stored with every checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    """Batches of this epoch that are done."""
-    best: float = -1.0
-    best_epoch: int = -1
-    history: list[dict[str, float]] = field(default_factory=list)
-    """One row an epoch: mean losses and the validation metric."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +56,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
         mixed_precision=recipe.precision,
         gradient_accumulation_steps=recipe.accumulate,
-        log_with=None if recipe.log_to == "none" else recipe.log_to,
+        log_with=tracker(recipe),
         project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
     set_seed(recipe.seed)
     counts = data.counts(split.trained(len(data.rows)))
@@ -93,44 +81,22 @@ def train(
     average.requires_grad_(False)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     accelerator.register_for_checkpointing(average, scheduler, ranks)
-    loop = Loop()
-    checkpoint, best = folder / "checkpoint", folder / "best"
-    if (checkpoint / STATE).exists():
-        accelerator.load_state(str(checkpoint))
-        loop = Loop(**json.loads((checkpoint / STATE).read_text()))
+    checkpoints = Checkpoints(accelerator, folder, recipe, data)
+    if (loop := checkpoints.load()) is None:
+        loop = Loop()
+    else:
         note(f"going on at epoch {loop.epoch}, step {loop.step}")
-    if recipe.log_to != "none":
-        accelerator.init_trackers("currents", {k: v if isinstance(v, int | float | str) else str(v) for k, v in recipe.model_dump().items()})
+    track(accelerator, recipe, folder)
     seen: list[float] = []
-
-    def save() -> None:
-        """All or nothing: a new folder takes the old one's place."""
-        accelerator.wait_for_everyone()
-        stage = folder / "checkpoint.new"
-        if accelerator.is_main_process:
-            shutil.rmtree(stage, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(stage))
-        if accelerator.is_main_process:
-            (stage / STATE).write_text(json.dumps(vars(loop)))
-            old = folder / "checkpoint.old"
-            shutil.rmtree(old, ignore_errors=True)
-            if checkpoint.exists():
-                checkpoint.rename(old)
-            stage.rename(checkpoint)
-            shutil.rmtree(old, ignore_errors=True)
-
-    valid = split.valid if len(split.valid) <= VALIDATION_CASES else split.valid.take(
-        np.sort(np.random.default_rng(recipe.seed).choice(len(split.valid), VALIDATION_CASES, replace=False))
-    )  # fmt: skip
-    with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
+    valid = split.valid.at_most(VALIDATION_CASES, recipe.seed)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (accelerator.is_main_process and console.is_terminal), transient=True) as progress:
         while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
             batches = epoch(data, split, recipe, loop.epoch)
             batches = list(islice(cycle(batches), math.ceil(len(batches) / at_once) * at_once))  # every process has as many, every step is whole
             mine = batches[accelerator.process_index :: accelerator.num_processes]
             bar = progress.add_task(f"epoch {loop.epoch + 1}", total=len(mine), completed=loop.step)
             wrapped.train()
-            totals: dict[str, float] = {}
             for step in range(loop.step, len(mine)):
                 number = (recipe.seed, loop.epoch, step * accelerator.num_processes + accelerator.process_index)
                 torch.manual_seed(hash(number) & 0x7FFFFFFF)  # dropout too is the same after a resumption
@@ -150,30 +116,28 @@ def train(
                     average.update_parameters(encoder)
                 seen.append(float(loss.detach()))
                 for name, part in parts.items():
-                    totals[name] = totals.get(name, 0.0) + float(part.detach())
+                    loop.totals[name] = loop.totals.get(name, 0.0) + float(part.detach())
                 loop.step = step + 1
                 progress.update(bar, completed=loop.step)
                 if loop.step % (recipe.checkpoint_steps * recipe.accumulate) == 0 and loop.step < len(mine):
-                    save()
+                    checkpoints.save(loop)
             progress.remove_task(bar)
             model = average.module
             found = rank(model_scores(model, data, residual), data, valid)
             metric = float(METRICS["ndcg@10"](found.rank).mean())
-            row = {k: v / max(len(mine), 1) for k, v in totals.items()} | {"valid_ndcg@10": metric, "valid_hr@10": float((found.rank <= 10).mean())}
+            row = {k: v / max(len(mine), 1) for k, v in loop.totals.items()}
+            row |= {"valid_ndcg@10": metric, "valid_hr@10": float((found.rank <= 10).mean())}
             loop.history.append(row)
             accelerator.log(row, step=loop.epoch)
             note(f"epoch {loop.epoch + 1}/{recipe.epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items()))
             if metric > loop.best:
                 loop.best, loop.best_epoch = metric, loop.epoch
-                if accelerator.is_main_process:
-                    torch.save(model.state_dict(), folder / "best.new")
-                    (folder / "best.new").rename(best)
-            loop.epoch, loop.step = loop.epoch + 1, 0
-            save()
+                checkpoints.keep(model)
+            loop.epoch, loop.step, loop.totals = loop.epoch + 1, 0, {}
+            checkpoints.save(loop)
     accelerator.end_training()
     final = copy.deepcopy(average.module).cpu()
-    if best.exists():
-        final.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    checkpoints.restore_best(final)
     return Trained(merged(final, recipe).eval(), residual, loop.history, seen)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from encoder.config import PLATFORMS
 from encoder.features import UNKNOWN
-from encoder.model import PLATFORMS, SequenceEncoder
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from training import losses
 from training.batches import Batch

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from encoder.bundle import WEIGHTS, Bundle, BundleError, open_bundle, read_residuals
+from encoder.config import PRESETS, preset
 from encoder.features import UNKNOWN
-from encoder.model import PRESETS, SequenceEncoder, preset
+from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from encoder.towers import Tower, load_tower
 from training import sasrec

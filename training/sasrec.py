@@ -23,10 +23,9 @@ from training.evaluate import Score, rank
 from training.log import EventLog, spans
 from training.metrics import METRICS
 from training.scorers import newest
-from training.splits import Cases, DataError, Split
+from training.splits import VALIDATION_CASES, Cases, DataError, Split
 
 log = logging.getLogger("currents.training")
-VALIDATION_CASES = 2000
 LOGITS = 1 << 22
 """At most this many logits (16 MiB) are there at a time, however large the catalogue is."""
 

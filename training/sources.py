@@ -5,6 +5,7 @@ A folder holds, per platform of the settings, `<platform>.events.*` and `<platfo
 
 import gzip
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -128,8 +129,8 @@ def records(path: Path) -> Iterator[bytes]:
             for line in lines:
                 if line.strip():
                     yield line.rstrip(b"\r\n")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None
+    except (OSError, EOFError, ValueError, NotImplementedError, zlib.error) as error:  # pyarrow's own are among these
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _file(folder: Path, stem: str) -> Path | None:

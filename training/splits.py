@@ -8,6 +8,7 @@ from encoder.features import UNKNOWN
 from training.log import EventLog
 
 TOO_FEW = 20
+VALIDATION_CASES = 2000  # ranked after every epoch, at most
 
 
 class DataError(ValueError):
@@ -101,8 +102,9 @@ def _count(log: EventLog, mask: np.ndarray) -> np.ndarray:
 
 def enough_cases(split: Split, log: EventLog) -> Split:
     """The split itself. Raises DataError if there is too little of anything."""
-    trained = int((split.end - split.begin).clip(min=0).sum())
+    trained, nowhere = int((split.end - split.begin).clip(min=0).sum()), int((log.items == UNKNOWN).sum())
+    of = f"{len(log.rows)} events in all" + (f", {nowhere} of them on items that are not among the items" if nowhere else "")
     for what, n in (("training events", trained), ("validation targets", len(split.valid)), ("test targets", len(split.test))):
         if n < TOO_FEW:
-            raise DataError(f"too few events: {n} {what} of {len(log.rows)} events in all, want at least {TOO_FEW}")
+            raise DataError(f"too few events: {n} {what} of {of}; want at least {TOO_FEW}")
     return split

@@ -61,7 +61,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A sequence encoder whose vectors are not the baseline's."""
     import torch
 
-    from encoder.model import SequenceEncoder, preset
+    from encoder.config import preset
+    from encoder.model import SequenceEncoder
     from training.export import export
 
     torch.manual_seed(0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import stamina
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
@@ -96,9 +95,7 @@ class Cluster:
     def configure(self, topic: str, config: dict[str, str]) -> None:
         """Settings of a topic on the broker."""
         client = admin(self.settings.kafka)
-        for attempt in stamina.retry_context(on=ValueError, timeout=20):  # a topic just created may not be described yet
-            with attempt:
-                client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(config))])
+        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
         client.close()
 
     def items(self, n: int = 500) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from encoder.model import SequenceEncoder, preset
+from encoder.config import preset
+from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.profiles import decode_profile
 from streams.verify import latest
