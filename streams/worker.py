@@ -60,13 +60,14 @@ class Worker:
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        fallback = Baseline(self.tower.dims, self.tower.space_id) if e.fallback == "baseline" and e.encoder != "baseline" else None
+        self.spare = None if e.encoder == "baseline" else Baseline(self.tower.dims, self.tower.space_id)
+        fallback = self.spare if e.fallback == "baseline" else None
         self.guard = Guard(fallback, e.fallback_after_s, self.metrics.encoder_failures.inc, self.metrics.fallback.inc)
         self.profiler = Profiler(self.encoder, self.store, style_of(settings), e.policy, self.guard)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)
         self.updater.fell_back = self.late.fell_back
-        encoders = {x.space_id: x for x in (self.encoder, fallback) if x is not None}
+        encoders = {x.space_id: x for x in (self.spare, self.encoder) if x is not None}
         self.ranker = Ranker(self.store, self.tower, encoders, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
@@ -114,11 +115,11 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        policy, fallback = self.settings.encoding.policy, self.guard.fallback.version if self.guard.fallback else None
-        count = self.metrics.restored.inc
+        policy, count = self.settings.encoding.policy, self.metrics.restored.inc
+        spare = None if self.spare is None else self.spare.version  # also where the fallback is off by now: what it made is made again
         while True:
             tablet.strange = False
-            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, fallback)
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, spare)
             if wrong and not await self.updater.repair(tablet, wrong):
                 return
             if not tablet.strange:  # else another worker's rows came in between

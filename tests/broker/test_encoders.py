@@ -217,9 +217,9 @@ def test_other_worker_comes(bootstrap: str, tmp_path: Path, bundle: Bundle) -> N
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("rebuilt", [False, True], ids=["same-worker", "rebuilt-worker"])
-def test_fallback(bootstrap: str, tmp_path: Path, bundle: Bundle, rebuilt: bool) -> None:
-    """The fallback's profiles name it and its space; when the encoder is back, in another worker too, their users are encoded again."""
+@pytest.mark.parametrize("back", ["same-worker", "rebuilt-worker", "without-fallback"])
+def test_fallback(bootstrap: str, tmp_path: Path, bundle: Bundle, back: str) -> None:
+    """The fallback's profiles name it and its space; when the encoder is back, or another worker comes, fallback or not, they are made again."""
     settings = with_bundle(bootstrap, tmp_path, bundle, fallback="baseline", fallback_after_s=0.5)
     tower, manifest = load_tower("static"), bundle.manifest
 
@@ -239,12 +239,13 @@ def test_fallback(bootstrap: str, tmp_path: Path, bundle: Bundle, rebuilt: bool)
             async with httpx.AsyncClient(base_url=worker.url, timeout=20) as client:
                 ranked = (await client.post("/v1/profiles/v1:rank", json={"items": ["shop:i1", "shop:i2"]})).json()
                 assert (ranked["space_id"], len(ranked["ranked"])) == (tower.space_id, 2)
-            if not rebuilt:
+            if back == "same-worker":
                 flaky.fails = None
                 await wait(worker, lambda: worker.metrics.value("currents_reencoded_total") >= len(SECOND))
-        if rebuilt:
+        if back != "same-worker":
             shutil.rmtree(settings.worker.data_dir)
-            async with running(settings) as worker:
+            encoding = settings.encoding.model_copy(update={"fallback": "baseline" if back == "rebuilt-worker" else "none"})
+            async with running(settings.model_copy(update={"encoding": encoding})) as worker:
                 await wait(worker, lambda: worker.metrics.value("currents_reencoded_total") >= len(SECOND))
         assert await made(settings) == dict.fromkeys(FIRST + SECOND, by_encoder)
         assert await windows_wrong(settings) == 0
