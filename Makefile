@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test fast slow broker kafka check bench clean
+.PHONY: demo test fast slow broker kafka check bench chaos encoder clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
@@ -28,8 +28,19 @@ check: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+chaos: .venv/test.stamp
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }
+	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ONLY)
+
+# The demo's encoder again: users of another seed than the demo's, on the demo's items. A few minutes on one core.
+encoder: .venv/test.stamp
+	rm -rf build/encoder encoder/data/demo
+	$(BIN)/currents world build/encoder/world --seed 7 --users 3000 --events 200000 --until 2025-01-01
+	$(BIN)/currents train build/encoder/world --config build/encoder/world/currents.toml --out build/encoder/bundle
+	$(BIN)/currents export --model build/encoder/bundle --out encoder/data/demo --no-weights
 
 clean:
 	rm -rf .venv .peers .kafka build *.egg-info

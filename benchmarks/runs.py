@@ -35,8 +35,9 @@ ML1M = Recipe(
     **ORDERS, preset="s", max_len=200, negatives=0, residual_dropout=0.0, drop_event=0.0, unknown_platform=0.0, batch_events=8192, epochs=40
 )
 FOOD = Recipe(
-    **ORDERS, preset="s", max_len=50, epochs=10, ema=0.99, lr=2e-3, residual_dropout=0.25, drop_event=0.0, drop_platform=0.0, unknown_platform=0.0
-)
+    **ORDERS, preset="s", max_len=50, epochs=6, ema=0.99, batch_events=512, negatives=1024, residual_dropout=0.1, residual_decay=1.0,
+    drop_platform=0.0, unknown_platform=0.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 FORMAT = 3
 READABLE = (2, FORMAT)  # 2 had the residuals in model.safetensors too
+DEMO = "demo"
 MANIFEST, ONNX, ITEMS, RESIDUALS = "manifest.json", "encoder.onnx", "items.onnx", "residuals.npz"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -89,8 +91,9 @@ def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle
     return Bundle(folder, complete)
 
 
-def open_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError."""
+def open_bundle(where: str | Path) -> Bundle:
+    """Read and verify a bundle: a folder, or `demo` for the shipped one. Raises BundleError."""
+    folder = Path(str(files("encoder") / "data" / DEMO)) if where == DEMO else Path(where)
     path = folder / MANIFEST
     if not folder.is_dir():
         raise BundleError(f"bundle {folder}: no such folder")

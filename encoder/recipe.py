@@ -72,7 +72,7 @@ class Recipe(BaseModel):
     """Share of events whose behavior and value are hidden from the model and predicted."""
 
     # Losses
-    negatives: Annotated[int, Field(ge=0)] = 4096
+    negatives: Annotated[int, Field(ge=0)] = 2048
     """Sampled per platform and step, shared by its positions, with logQ correction; 0: the whole catalogue."""
     negatives_power: Annotated[float, Field(ge=0, le=1)] = 0.75
     """Negatives are drawn from counts to this power; 0: uniformly."""
@@ -104,10 +104,10 @@ class Recipe(BaseModel):
     """Most passes over the data."""
     patience: Positive = 10
     """Epochs without a better validation NDCG@10 before training stops."""
-    batch_users: Positive = 512
+    batch_users: Positive = 4096
     """Most segments of a batch."""
-    batch_events: Positive = 16384
-    """A batch holds at most this many events, padding included."""
+    batch_events: Positive = 2048
+    """A batch holds at most this many events, padding included. Few: the more steps an epoch, the better (docs/log.md has the figures)."""
     accumulate: Positive = 1
     """Batches per step."""
     clip: Annotated[float, Field(gt=0)] = 1.0
@@ -124,5 +124,48 @@ class Recipe(BaseModel):
     """Steps between checkpoints; one at every epoch besides."""
     log_to: Literal["none", "tensorboard", "wandb"] = "tensorboard"
     """Where the course of training goes."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Of torch; 0: as many as there are cores."""
+
+
+class TowerRecipe(BaseModel):
+    """What `currents tower` is asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    mode: Literal["frozen", "lora", "full", "static"] = "lora"
+    """`frozen`: the model as it is; `lora`, `full`: fine-tuned, through adapters or whole; `static`: distilled into one vector a token."""
+    model: str = ""
+    """Hugging Face text model: a name, its folder, or a tower's folder; empty: all-MiniLM-L6-v2."""
+    dims: Positive = 192
+    """Dims of the tower; whitening wants twice as many texts."""
+    max_tokens: Positive = 64
+    """Tokens that are read of a text, in training and by the tower."""
+    precision: Literal["no", "bf16"] = "bf16"
+    """`bf16`: autocast, in training and by the tower."""
+    steps: Positive = 300
+    """Steps of training."""
+    batch: Annotated[int, Field(ge=2)] = 128
+    """Pairs of a step."""
+    ahead: Positive = 3
+    """An item is paired with items that its user acted on within so many events after it."""
+    symmetric: bool = True
+    """Predict the earlier item from the later one too."""
+    logq: bool = True
+    """Correct for popular items being negatives more often."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Cosines are divided by it."""
+    rank: Positive = 16
+    """Rank of LoRA."""
+    lr: Annotated[float, Field(ge=0)] = 0.0
+    """Peak learning rate; 0: 5e-4 for `lora`, 3e-5 for `full`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of matrices."""
+    warmup: Share = 0.1
+    """Share of the steps; then a cosine to zero."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradient norm."""
+    seed: int = 0
+    """Of everything random."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Of torch; 0: as many as there are cores."""

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from encoder.baseline import Baseline
-from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
+from encoder.bundle import WEIGHTS, Bundle, BundleError, open_bundle, read_residuals
 from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # windows up to these lengths are padded to the longest of their bucket
@@ -38,18 +38,18 @@ class Encoder(Protocol):
 
 
 def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1, device: Device = "auto") -> Encoder:
-    """`baseline`, or the folder of a bundle. Raises BundleError where it does not fit the tower.
+    """`baseline`, `demo`, or the folder of a bundle. Raises BundleError where it does not fit the tower.
 
-    `auto` is torch on a GPU where there is one and the extra `gpu` is installed, else ONNX Runtime.
+    `auto` is torch where there is a GPU, the extra `gpu` and a bundle with torch weights, else ONNX Runtime.
     """
     if name == "baseline":
         return Baseline(item_dims, item_space_id)
-    bundle = open_bundle(Path(name))
+    bundle = open_bundle(name)
     manifest = bundle.manifest
     for what, wanted, got in (("item_dims", item_dims, manifest.item_dims), ("item_space_id", item_space_id, manifest.item_space_id)):
         if wanted != got:
             raise BundleError(f"bundle {name}: {what} = {got!r}, but the tower (encoding.tower) makes {wanted!r}")
-    if device == "cuda" or (device == "auto" and _has_gpu()):
+    if device == "cuda" or (device == "auto" and WEIGHTS in manifest.files and _has_gpu()):
         from encoder.gpu import TorchEncoder
 
         return TorchEncoder(bundle)

@@ -2,19 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from model2vec import StaticModel
+from safetensors import SafetensorError
 
 from encoder.baseline import l2
 
+if TYPE_CHECKING:
+    from encoder.text import TextModel
+
 MANIFEST, BIAS, WHITENING = "tower.json", "bias.npy", "whitening.npz"
+MODEL = "model"
+"""Folder of a text model inside its tower's folder."""
 STATIC = "static"
-BATCH = 64  # texts a transformer sees at once
 
 
 class TowerError(ValueError):
@@ -34,7 +40,7 @@ class Tower(Protocol):
 
 
 def load_tower(name: str) -> Tower:
-    """`static`, a folder written by training.distill or training.whiten. Raises TowerError."""
+    """`static`, or a folder that `currents tower`, training.distill or training.whiten wrote. Raises TowerError."""
     if name == STATIC:
         return StaticTower(Path(str(files("encoder") / "data" / "static")))
     folder = Path(name)
@@ -84,44 +90,39 @@ class TransformerTower:
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
         self.space_id, self.dims = manifest["space_id"], int(manifest["dims"])
-        with np.load(folder / WHITENING) as stored:
-            self._mean, self._matrix = stored["mean"], stored["matrix"]
-        self._pooled = mean_pooler(manifest["model"])
+        try:
+            with np.load(folder / WHITENING) as stored:
+                self._mean, self._matrix = stored["mean"], stored["matrix"]
+            source, max_tokens = str(manifest["model"]), int(manifest.get("max_tokens", 128))
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise TowerError(f"{folder}: {error}") from None
+        inside = folder / source  # a model of the folder's own moves with it
+        self._model = text_model(str(inside) if inside.is_dir() else source, max_tokens, manifest.get("precision") == "bf16")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """n texts -> (n, dims) float32, whitened, L2-normalised; a zero row for an empty text."""
         if not texts:
             return np.zeros((0, self.dims), np.float32)
-        out = l2((self._pooled(texts) - self._mean) @ self._matrix).astype(np.float32)
-        out[[not t.strip() for t in texts]] = 0
-        return out
+        return whitened(self._model.embed(texts), self._mean, self._matrix, texts)
 
 
-def mean_pooler(model: str) -> Callable[[Sequence[str]], np.ndarray]:
-    """A Hugging Face model (name or folder) as a function: n texts -> (n, hidden) float32. Raises TowerError naming the extra that is missing."""
+def whitened(vectors: np.ndarray, mean: np.ndarray, matrix: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """(n, hidden) vectors of n texts, mean (hidden,), matrix (hidden, dims) -> (n, dims) float32, L2-normalised; a zero row for an empty text."""
+    out = l2((vectors - mean) @ matrix).astype(np.float32)
+    out[[not t.strip() for t in texts]] = 0
+    return out
+
+
+def text_model(source: str, max_tokens: int, bf16: bool = False, device: str = "cpu") -> "TextModel":
+    """A Hugging Face text model (name or folder). Raises TowerError naming the extra that is missing, or why it cannot be read."""
     try:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
+        from encoder.text import TextModel
     except ImportError:
-        raise TowerError(f'tower {model!r} needs torch and transformers: pip install "currents[train]"') from None
+        raise TowerError(f'tower {source!r} needs torch and transformers: pip install "currents[train]"') from None
     try:
-        tokenizer, body = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
-    except (OSError, ValueError) as error:
-        raise TowerError(f"tower {model!r}: {str(error).splitlines()[0]}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-    def pooled(texts: Sequence[str]) -> np.ndarray:
-        out = []
-        with torch.inference_mode():
-            for a in range(0, len(texts), BATCH):
-                batch = tokenizer(list(texts[a : a + BATCH]), padding=True, truncation=True, max_length=128, return_tensors="pt")
-                hidden = body(**batch).last_hidden_state  # (n, tokens, hidden)
-                mask = batch["attention_mask"][..., None]
-                out.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).float().numpy())
-        return np.concatenate(out)
-
-    return pooled
+        return TextModel(source, max_tokens, bf16, device)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:  # transformers fails in many ways on what is no text model
+        raise TowerError(f"tower {source!r}: no text model that can be read: {(str(error) or repr(error)).splitlines()[0]}") from None
 
 
 def space_of(kind: str, dims: int, *parts: bytes) -> str:

@@ -10,17 +10,21 @@ Faust 0.15.3 loses fetched messages around a rebalance in four ways; what holds 
   4. any of these before the group's first commit: there is no offset to seek back to  -> `perform_seek` seeks to the log's start
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 import faust
 from aiokafka import TopicPartition
+from aiokafka.errors import IllegalStateError
 from faust.events import Event
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
+
+from streams.faults import point
 
 log = logging.getLogger("currents.batches")
 
@@ -113,13 +117,19 @@ class BatchConsumer(driver.Consumer):
         self._lost.clear()
         self._holes.clear()
 
+    @staticmethod
+    async def _unless_taken(seeking: Awaitable[None]) -> None:
+        """Seek. Partitions that a rebalance takes away meanwhile are no error: before anybody fetches them again they are sought anew."""
+        with contextlib.suppress(IllegalStateError, AssertionError):  # the latter where none is left
+            await seeking
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, RecordBatch]]:
         """Fetch, and yield one batch for each partition."""
         for tp in list(self._lost):
             self._lost.discard(tp)
             if tp in self._handled:
                 self._due[tp] = self._handled[tp]
-                await self.seek(tp, self._handled[tp])
+                await self._unless_taken(self.seek(tp, self._handled[tp]))
         generation = self.app.consumer_generation_id
         records, active = await self._wait_next_records(timeout)
         if records is None or self.should_stop:
@@ -128,7 +138,7 @@ class BatchConsumer(driver.Consumer):
             if active is not None and tp not in active and tp not in self._buffered_partitions:
                 continue
             if not self.flow_active or self.app.consumer_generation_id != generation:
-                await self.perform_seek()
+                await self._unless_taken(self.perform_seek())
                 return
             batch = await self._batch(tp, fetched, generation)
             if batch is not None:
@@ -146,7 +156,7 @@ class BatchConsumer(driver.Consumer):
                 log.warning("%s: fetched from offset %d where %d was due: reading again", tp, hole[1], due)
                 self.holes_reread += 1
                 self._holes[tp, *hole] += 1
-                await self.seek(tp, due)
+                await self._unless_taken(self.seek(tp, due))
                 return None
             self._holes.pop((tp, *hole), None)
         last = records[-1]
@@ -156,6 +166,10 @@ class BatchConsumer(driver.Consumer):
         batch.first = records[0].offset if due is None else due
         self._due[tp] = last.offset + 1
         return batch
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        point("before-commit")
+        return bool(await super()._commit(offsets))
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Batches know their first offset; gaps inside (compaction) need no bookkeeping."""

@@ -12,9 +12,14 @@ class Thing(NamedTuple):
     title: str
     categories: tuple[str, ...]
     topic: str
+    subject: int
+    """Which of the topic's own words it is about: its place in TOPICS."""
+    later: bool
+    """For who has the subject already, not for who is looking for one."""
 
 
-# topic: (department, words of its own)
+SUBJECTS = 6
+# topic: (department, its SUBJECTS subjects; streams.journeys goes through them in this order)
 TOPICS: dict[str, tuple[str, str]] = {
     "Trail running": ("Outdoors", "trail shoes|hydration vest|mountain marathon|forest loop|uphill sprint|running poles"),
     "Road cycling": ("Outdoors", "carbon bike|climbing wheels|peloton|alpine pass|cycling jersey|power meter"),
@@ -41,6 +46,7 @@ TOPICS: dict[str, tuple[str, str]] = {
     "Watercolour": ("Arts", "watercolour paper|sable brush|botanical sketch|wet on wet|pigment set|plein air painting"),
     "Yoga": ("Wellbeing", "yoga mat|morning flow|hip opener|breathing exercise|meditation cushion|sun salutation"),
 }
+# Titles: the first half for who is looking, the second for who has one. In the shop everything is for who is looking.
 _SHOP = (
     "{A} {w}",
     "{w} for beginners",
@@ -53,23 +59,23 @@ _SHOP = (
 )
 _VIDEO = (
     "How to choose a {w}",
+    "{A} {w}: a first look",
+    "{w} explained in {n} minutes",
+    "I tried the {w} for {n} days",
     "{w}: five mistakes to avoid",
     "A day with my {w}",
-    "{w} explained in {n} minutes",
     "Restoring an old {w}",
     "{w}, step by step",
-    "I tried the {w} for {n} days",
-    "{A} {w}: a first look",
 )
 _NEWS = (
     "Why the {w} is back",
     "The quiet rise of the {w}",
-    "{n} lessons from a year of {t}",
-    "What the {w} tells us about {t}",
     "{t}: the {w} of the season",
+    "The {a} {w}, reconsidered",
+    "{n} lessons from a year with the {w}",
+    "What the {w} tells us about {t}",
     "A letter about {t} and the {w}",
     "Inside the world of {t}: the {w}",
-    "The {a} {w}, reconsidered",
 )
 _FORMS = {"shop": _SHOP, "video": _VIDEO, "news": _NEWS}
 _ADJECTIVES = "light|classic|handmade|durable|portable|premium|everyday|vintage|modern|compact|quiet|affordable".split("|")
@@ -77,7 +83,10 @@ _COLOURS = "black|sand|forest green|navy|rust|white".split("|")
 
 
 def catalogue(seed: int, per_platform: int) -> list[Thing]:
-    """`per_platform` things on each of shop, video and news, with readable titles, spread evenly over the topics."""
+    """`per_platform` things on each of shop, video and news, with readable titles, spread evenly over the topics; popular ones come first.
+
+    Ids tell the seed: two catalogues share none.
+    """
     r, things = random.Random(seed), []
     topics = list(TOPICS)
     for platform, forms in _FORMS.items():
@@ -85,12 +94,13 @@ def catalogue(seed: int, per_platform: int) -> list[Thing]:
         while len(seen) < per_platform:
             topic = topics[len(seen) % len(topics)]
             department, words = TOPICS[topic]
-            adjective = r.choice(_ADJECTIVES)
-            fields = {"w": r.choice(words.split("|")), "t": topic.lower(), "n": r.randint(3, 40), "c": r.choice(_COLOURS)}
-            title = r.choice(forms).format(A=adjective.capitalize(), a=adjective, **fields)
+            subject, form, adjective = r.randrange(SUBJECTS), r.randrange(len(forms)), r.choice(_ADJECTIVES)
+            fields = {"w": words.split("|")[subject], "t": topic.lower(), "n": r.randint(3, 40), "c": r.choice(_COLOURS)}
+            title = forms[form].format(A=adjective.capitalize(), a=adjective, **fields)
             title = title[0].upper() + title[1:]
             if title in seen:
                 title = f"{title} ({r.choice(_ADJECTIVES)} edition {len(seen)})"
             seen.add(title)
-            things.append(Thing(platform, f"{platform[0]}{len(seen):05d}", title, (department, topic), topic))
+            later = platform != "shop" and form >= len(forms) // 2
+            things.append(Thing(platform, f"{platform[0]}{seed}-{len(seen):05d}", title, (department, topic), topic, subject, later))
     return things

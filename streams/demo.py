@@ -12,13 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.live import Live
 
+from encoder.baseline import Baseline
+from schemas.items import item_name
 from streams import verify
 from streams.broker import embedded
+from streams.quality import comparable, hits
 from streams.screen import draw
 from streams.sending import partition_of
 from streams.settings import Settings
@@ -27,7 +31,8 @@ from streams.worker import Worker, running
 from streams.world import World
 
 TICK_S = 0.02  # how often events are sent
-SETTLE_S = 30.0  # how long the end may take
+SETTLE_S = 120.0  # how long the end may take
+RANKED_USERS = 1000  # at most, for the hit rate
 
 
 @dataclass
@@ -78,7 +83,7 @@ async def _demo(settings: Settings, world: World, seconds: float | None, as_json
             if screen is not None:
                 screen.cancel()
                 await asyncio.gather(screen, return_exceptions=True)
-            return await _result(settings, worker, sent, took)
+            return await _result(settings, worker, world, sent, took)
     finally:
         await producer.stop()
 
@@ -131,8 +136,8 @@ async def _show(worker: Worker, world: World, sent: Sent) -> None:
             await asyncio.sleep(0.25)
 
 
-async def _result(settings: Settings, worker: Worker, sent: Sent, took: float) -> dict[str, Any]:
-    """The figures, and the check of every stored window against the offline fold of the whole log."""
+async def _result(settings: Settings, worker: Worker, world: World, sent: Sent, took: float) -> dict[str, Any]:
+    """The figures, the check of every stored window against the offline fold of the whole log, and how well the vectors rank."""
     log = await verify.read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
     names = {p.code: p.name for p in settings.platforms}
     expected, duplicates = verify.offline_windows(log, names, settings.encoding.policy)
@@ -151,6 +156,23 @@ async def _result(settings: Settings, worker: Worker, sent: Sent, took: float) -
         "age_p50_ms": round(p50, 1),
         "age_p99_ms": round(p99, 1),
         "events_per_s": round(sent.events / took, 1),
+        **await asyncio.get_running_loop().run_in_executor(worker.encoding_pool, _ranking, settings, worker, world, list(stored.values())),
+    }
+
+
+def _ranking(settings: Settings, worker: Worker, world: World, windows: list[bytes]) -> dict[str, Any]:
+    """The hit rate of the live encoder beside that of the decayed mean, on the same users. Belongs on the encoding thread."""
+    store, codes = worker.store, {p.name: p.code for p in settings.platforms}
+    platform = np.zeros(store.table.size, np.uint8)
+    platform[store.index([item_name(t.platform, t.id) for t in world.things])] = [codes[t.platform] for t in world.things]
+    some = comparable(store.table, windows, RANKED_USERS)
+    baseline = Baseline(worker.tower.dims, worker.tower.space_id)
+    live, day_0 = (hits(e, store.table, platform, some) for e in (worker.encoder, baseline))
+    return {
+        "encoder": worker.encoder.version,
+        "ranked_users": len(some),
+        "hr10": round(float(live.mean()), 4) if some else None,
+        "hr10_decayed_mean": round(float(day_0.mean()), 4) if some else None,
     }
 
 
@@ -158,5 +180,7 @@ def _sentence(r: dict[str, Any]) -> str:
     return (
         f"{r['events']} events of {r['users']} users, {r['duplicates']} of them duplicates; {r['dead_letters']} dead letters for {r['injected_bad']} "
         f"broken events; profiles {r['age_p50_ms']:.0f} ms old at the median, {r['age_p99_ms']:.0f} ms at p99; "
-        f"{r['windows_wrong']} of {r['users']} windows differ from the offline fold of the whole log."
+        f"{r['windows_wrong']} of {r['users']} windows differ from the offline fold of the whole log. "
+        f"The next item is among the first ten for {r['hr10'] or 0:.0%} of {r['ranked_users']} users by the encoder {r['encoder']}, "
+        f"for {r['hr10_decayed_mean'] or 0:.0%} by the decayed mean."
     )

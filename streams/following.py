@@ -14,7 +14,8 @@ from aiokafka.errors import OffsetOutOfRangeError
 from streams.items import ItemStore
 from streams.restore import CHUNK, read_to_end, reader
 from streams.settings import Kafka
-from streams.tablets import STALE_MS, Tablet, Tablets, now_ms
+from streams.stopping import stop
+from streams.tablets import FLUSH_S, STALE_MS, Tablet, Tablets, now_ms
 
 log = logging.getLogger("currents.following")
 NOTE_MS = 30_000  # between notes of how far an idle partition is followed
@@ -42,7 +43,7 @@ async def follow_items(
             for tp, records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).items():
                 await apply(tp, records)
     finally:
-        await consumer.stop()
+        await stop(consumer)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Follower:
             first = await self._consumer.beginning_offsets(self._tps)
             for tp in self._tps:
                 self._begin(tp, first[tp])
-            noted = now_ms()
+            noted = flushed = now_ms()
             while True:
                 try:
                     fetched = await self._consumer.getmany(timeout_ms=200, max_records=CHUNK)
@@ -115,8 +116,12 @@ class Follower:
                 if now_ms() - noted > NOTE_MS:
                     noted = now_ms()
                     await self._note(reached)
+                if now_ms() - flushed > FLUSH_S * 1000:
+                    flushed = now_ms()
+                    for tp in self._tps:
+                        await asyncio.get_running_loop().run_in_executor(self._pool, self._tablet(tp).flush)
         finally:
-            await self._consumer.stop()
+            await stop(self._consumer)
 
     def _begin(self, tp: TopicPartition, first: int) -> None:
         tablet = self._tablet(tp)

@@ -14,7 +14,7 @@ from encoder.towers import Tower
 from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import pack_vector, unpack_vector
-from streams.storage import StorageError, open_db
+from streams.storage import StorageError, close, failure, open_db, scan, sound
 
 log = logging.getLogger("currents.items")
 _pack = msgpack.Packer().pack
@@ -48,13 +48,14 @@ class ItemStore:
         self.titles: list[str] = [""]
         self.foreign = 0
         self._category: dict[str, int] = {}
+        self._folder = folder
         self._db = open_db(folder, None, 16 << 20, ("rows", "offsets"))
         self._rows, self._offsets = self._db.get_column_family("rows"), self._db.get_column_family("offsets")
 
     def load(self) -> int:
         """Rows of earlier runs into memory; returns how many items are known."""
         began = time.perf_counter()
-        for _, value in self._rows.items():
+        for _, value in scan(self._folder, self._rows):
             self._put(decode_item_vector(value))
         if self.table.size > 1:
             log.info("%d items loaded in %.2f s", self.table.size - 1, time.perf_counter() - began)
@@ -82,12 +83,15 @@ class ItemStore:
         try:
             self._db.write(batch)
         except Exception as error:  # rocksdict raises bare Exception
-            raise StorageError(f"{self._db.path()}: {error}; is the disk full?") from None
+            raise failure(self._folder, error) from None
         return arrived
 
     def next_offset(self, tp: tuple[str, int]) -> int:
         """Where reading a partition of `currents.item-vectors` goes on."""
-        found = self._offsets.get(f"{tp[0]}/{tp[1]}".encode())
+        try:
+            found = self._offsets.get(f"{tp[0]}/{tp[1]}".encode())
+        except Exception as error:  # rocksdict raises bare Exception
+            raise failure(self._folder, error) from None
         return int.from_bytes(found, "big") + 1 if found else 0
 
     def _put(self, item: ItemVector) -> int | None:
@@ -129,6 +133,19 @@ class ItemStore:
 
     def close(self) -> None:
         """Close the files."""
-        self._rows.close()
-        self._offsets.close()
-        self._db.close()
+        close(self._folder, (self._rows, self._offsets, self._db))
+
+
+def load_items(folder: Path, space_id: str, dims: int) -> ItemStore:
+    """The store of a data folder with what it knew; empty where it was damaged: it is read again from the topic."""
+
+    def make() -> ItemStore:
+        store = ItemStore(folder, space_id, dims)
+        try:
+            store.load()
+        except StorageError:
+            store.close()
+            raise
+        return store
+
+    return sound(folder, make)

@@ -55,7 +55,7 @@ class Late:
                 tablet = None if generation is None else await self._tablets.ready(partition, generation)
                 if tablet is not None:
                     await self._tablet(tablet, generation)
-                elif self._tablets.generation is None:  # on the move: try again when it has settled
+                elif generation is None or generation != self._tablets.generation:  # on the move: try again when it has settled
                     await asyncio.sleep(0.2)
                     self._wake.set()
                 else:
@@ -72,10 +72,10 @@ class Late:
             await self._tablets.still(generation, down.wait_s)
 
     async def _again(self, tablet: Tablet, items: set[int], generation: int | None) -> bool:
-        """One pass; whether there is more. When the generation passes the tablet is restored by its next owner, who finds the rest."""
+        """One pass; whether there may be more, as when the generation passed: the tablet may be here again."""
         async with tablet.lock:  # a batch in flight may be about to note that it waits
             if not self._mine(tablet, generation):
-                return False
+                return True
             by_user, more = await asyncio.to_thread(_waiting, tablet, items)
         users = list(by_user)
         for start in range(0, len(users), CHUNK):
@@ -83,10 +83,10 @@ class Late:
             chunk = users[start : start + CHUNK]
             async with tablet.lock:
                 if not self._mine(tablet, generation):
-                    return False
+                    return True
                 done = [(item, user) for user in chunk for item in by_user[user]]
                 if not await self._updater.again(tablet, chunk, done):
-                    return False
+                    return True
             self._metrics.reencoded.inc(len(chunk))
             await asyncio.sleep(0)
         return more

@@ -1,4 +1,4 @@
-"""`currents train`, `evaluate`, `export`, `encode`: each starts `training` as a process of its own. `world` writes data to try them on."""
+"""`currents train`, `evaluate`, `export`, `encode`, `tower`: each starts `training` as a process of its own. `world` writes data to try them on."""
 
 import json as jsonlib
 import math
@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from encoder.recipe import TowerRecipe
 from streams.settings import Settings, SettingsError, load
 from streams.terminal import Config, Json, out, print_json
 
@@ -77,13 +79,32 @@ def export(
     preset: str = "xs",
     int8: Annotated[bool, typer.Option("--int8", help="Matrices in int8; refused if rankings on the test part of DATA get worse")] = False,
     data: Annotated[str | None, typer.Option(help="Log for --int8, as for evaluate")] = None,
+    weights: Annotated[bool, typer.Option(help="The torch encoder too: for warm starts and GPUs")] = True,
     change: Set = None,
     config: Config = None,
 ) -> None:
     """Write a bundle: an untrained encoder, or another form of a release."""
-    more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else [])]
+    more = [*(["--model", str(model)] if model else []), *(["--int8"] if int8 else []), *([] if weights else ["--no-weights"])]
     with job(load(config), data, change, {}) as file:
         start(["-m", "training", "export", str(file), "--out", str(out_folder), "--preset", preset, *more])
+
+
+def tower(
+    data: Data,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the new tower")],
+    mode: Annotated[str, typer.Option(help="frozen: as it is; lora, full: fine-tuned on the events; static: distilled")] = "lora",
+    model: Annotated[str | None, typer.Option(help="Hugging Face text model: a name, its folder, or a tower's folder")] = None,
+    dims: int | None = None,
+    steps: Annotated[int | None, typer.Option(help="Of training")] = None,
+    seed: int | None = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="A setting of the tower (docs/encoder.md) or of training: key=value")] = None,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Measure it beside the shipped one, on the test part")] = True,
+    config: Config = None,
+) -> None:
+    """An item tower of any Hugging Face text model, for the setting `encoding.tower`. Last line: JSON with its figures."""
+    given = {k: v for k, v in (("mode", mode), ("model", model), ("dims", dims), ("steps", steps), ("seed", seed)) if v is not None}
+    with job(load(config), data, change, {}, TowerRecipe().model_dump(mode="json") | given) as file:
+        start(["-m", "training", "tower", str(file), "--out", str(out_folder), *([] if figures else ["--no-figures"])])
 
 
 def world(
@@ -91,28 +112,34 @@ def world(
     events: Annotated[int, typer.Option(help="How many")] = 200_000,
     users: int = 2000,
     seed: int = 1,
-    days: Annotated[float, typer.Option(help="Time that they span, up to now")] = 30.0,
+    days: Annotated[float, typer.Option(help="Time that they span")] = 30.0,
+    until: Annotated[datetime | None, typer.Option(help="When they end, UTC; now by default", formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"])] = None,
+    catalogue_seed: Annotated[int, typer.Option(help="Another one: other items of the same topics")] = 1,
     json: Json = False,
 ) -> None:
     """Write the synthetic world's events and items to a folder, with a settings file: data to train on."""
     from streams.written import write_world
 
-    n = write_world(folder, events, users, seed, days)
+    end_ms = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1000)
+    n = write_world(folder, events, users, seed, days, catalogue_seed, end_ms)
     print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,} items, and currents.toml")
 
 
 @contextmanager
-def job(settings: Settings, data: str | None, change: list[str] | None, given: dict[str, Any]) -> Iterator[Path]:
-    """The job file of a training process. Raises SettingsError for a --set that is none."""
-    recipe = settings.training.model_dump(mode="json") | given
+def job(
+    settings: Settings, data: str | None, change: list[str] | None, given: dict[str, Any], tower_recipe: dict[str, Any] | None = None
+) -> Iterator[Path]:
+    """The job file of a training process. A --set is the tower's where it has such a key. Raises SettingsError for one that is none."""
+    recipe, tower_recipe = settings.training.model_dump(mode="json") | given, tower_recipe or {}
     for pair in change or ():
         key, eq, value = pair.partition("=")
-        if not eq or key not in recipe:
-            raise SettingsError(f"--set {pair}: want key=value with one of {', '.join(recipe)}")
+        if not eq or key not in recipe | tower_recipe:
+            raise SettingsError(f"--set {pair}: want key=value with one of {', '.join(tower_recipe or recipe)}")
+        to = tower_recipe if key in tower_recipe else recipe
         try:
-            recipe[key] = jsonlib.loads(value)
+            to[key] = jsonlib.loads(value)
         except ValueError:
-            recipe[key] = value
+            to[key] = value
     with tempfile.TemporaryDirectory(prefix="currents-job-") as folder:
         if data and data.split(":", maxsplit=1)[0] == "topic":
             from streams.written import write_topic
@@ -125,6 +152,7 @@ def job(settings: Settings, data: str | None, change: list[str] | None, given: d
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,
+            "tower_recipe": tower_recipe,
             "window": asdict(settings.encoding.policy),
         }
         path = Path(folder) / "job.json"
@@ -176,5 +204,5 @@ def environments(processes: int) -> list[dict[str, str]]:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (train, evaluate, encode, export, world):
+    for command in (train, evaluate, encode, export, tower, world):
         app.command()(command)

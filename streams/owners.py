@@ -59,3 +59,7 @@ class Owned:
         if not self._worker.ready():
             raise not_yet("tablets are being restored")
         return {"status": "ready", "tablets": sorted(t.partition for t in self._worker.tablets)}
+
+    def fail(self, error: Exception) -> None:
+        """The worker ends."""
+        self._worker.fail(error)

@@ -16,6 +16,7 @@ from streams.answers import Problem, answer, binary, encode_id, limit, not_yet, 
 from streams.metrics import Registry
 from streams.ranking import Ranker
 from streams.settings import Settings
+from streams.storage import StorageError
 from streams.tablets import now_ms
 from streams.views import BatchGet, BatchProfiles, ProfileView, Rank, Ranking, view
 
@@ -55,6 +56,10 @@ class Source(Protocol):
 
     def ready(self) -> dict[str, Any]:
         """Body of /readyz. Raises Problem while reads are refused."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """What is stored cannot be read: the process ends."""
         ...
 
 
@@ -126,6 +131,11 @@ def make_api(source: Source) -> Direct:
     @api.exception_handler(Problem)
     async def problem(_: Request, error: Problem) -> JSONResponse:
         return error.response()
+
+    @api.exception_handler(StorageError)
+    async def storage(_: Request, error: StorageError) -> Response:
+        source.fail(error)
+        return not_yet(str(error)).response()
 
     @api.get("/v1/profiles/{user_id:path}", response_model=ProfileView, responses={404: {}, 503: {}})
     async def get_profile(request: Request, user_id: str, vector: bool = Query(False, description="Add the interest vector")) -> Response:

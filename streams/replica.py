@@ -19,7 +19,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from streams.answers import Problem, not_yet
 from streams.following import Behind, Follower, follow_items
-from streams.items import ItemStore
+from streams.items import ItemStore, load_items
 from streams.metrics import ReplicaMetrics
 from streams.ranking import Ranker
 from streams.sending import partition_of
@@ -63,8 +63,7 @@ class Replica:
         e = self.settings.encoding
         tower = load_tower(e.tower)
         encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, "cpu")
-        store = ItemStore(folder / "items", tower.space_id, tower.dims)
-        store.load()
+        store = load_items(folder / "items", tower.space_id, tower.dims)
         self._items_pool, self._items_ready = ThreadPoolExecutor(1, "items"), asyncio.Event()
         encoders = {tower.space_id: Baseline(tower.dims, tower.space_id), encoder.space_id: encoder}
         return store, Ranker(store, tower, encoders, self._items_pool)
@@ -117,6 +116,10 @@ class Replica:
         if self._ranker is not None and not self._items_ready.is_set():
             raise not_yet("items are being read")
         return {**self.health(), "status": "ready"}
+
+    def fail(self, error: Exception) -> None:
+        """The replica ends."""
+        self._tasks.fail(error)
 
     def _behind(self) -> Behind:
         return self._follower.behind(range(self._partitions), now_ms())

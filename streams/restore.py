@@ -13,9 +13,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.helpers import create_ssl_context
 
 from encoder.features import UNKNOWN, ItemTable
-from schemas.profiles import is_by, is_of
+from schemas.profiles import is_by, is_of, unknown_items
 from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
+from streams.faults import point
 from streams.settings import Kafka
+from streams.stopping import stop
 from streams.tablets import FALLBACK, STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
@@ -87,15 +89,19 @@ async def restore(
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
             tablets.wipe(tablet)
             have = dict.fromkeys(parts, (-1, 0))
-        steps = (partial(put_windows, short=short, table=table, policy=policy), partial(put_profiles, stale=stale, fallback=fallback))
+        steps = (
+            partial(put_windows, short=short, table=table, policy=policy),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback),
+        )
         for tp, put in zip(parts, steps, strict=True):
             start = max(have[tp][0] + 1, first[tp])
             async for _, records in read_to_end(consumer, {tp: start}):
                 await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
                 rows += len(records)
                 count(len(records))
+                point("in-restore")
     finally:
-        await consumer.stop()
+        await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
     if wrong := sorted(short | stale):
         log.warning("tablet %d: the last rows of %d users are not right: publishing them again", tablet.partition, len(wrong))
@@ -115,16 +121,28 @@ def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table
     tablet.write(windows=found.items(), waiting=awaited(found, table), offsets=offsets, now_ms=now_ms())
 
 
-def put_profiles(tablet: Tablet, records: Sequence[Any], stale: set[bytes], offsets: dict[str, int], fallback: str | None = None) -> None:
-    """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window."""
+def put_profiles(
+    tablet: Tablet, records: Sequence[Any], stale: set[bytes], table: ItemTable, offsets: dict[str, int], fallback: str | None = None
+) -> None:
+    """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
+
+    A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
+    A row of the encoder `fallback`: the user is noted as one who waits for the encoder.
+    """
     latest = {r.key: r.value for r in records}
-    users = list(latest)
+    users, late = list(latest), list[tuple[bytes, bytes]]()
     for user, window in zip(users, tablet.windows(users), strict=True):
         profile = latest[user]
         right = not window or not profile or is_of(profile, newest_ms(window), (len(window) - 1) // ROW_BYTES)
         (stale.discard if right else stale.add)(user)
-    waiting = [(FALLBACK, user) for user, profile in latest.items() if profile and is_by(profile, fallback)] if fallback else []
-    tablet.write(profiles=latest.items(), waiting=waiting, offsets=offsets, now_ms=now_ms())
+        if right and window and profile and (unknown := unknown_items(profile)):
+            keys = np.frombuffer(window[1:], DTYPE)["item_key"]
+            known = keys[table.index(keys) != UNKNOWN]
+            if len(keys) - len(known) < unknown:
+                late.append((key_bytes(int(known[0])), user))
+        if fallback and profile and is_by(profile, fallback):
+            late.append((FALLBACK, user))
+    tablet.write(profiles=latest.items(), waiting=late, offsets=offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

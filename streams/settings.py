@@ -93,8 +93,8 @@ class Ingest(Section):
 class Encoding(Section):
     """Item tower and encoder."""
 
-    tower: str = Field("static", description="`static` (shipped), or a Hugging Face text model or folder (extra `train`)")
-    encoder: str = Field("baseline", description="`baseline`, or the folder of a bundle")
+    tower: str = Field("static", description="`static` (shipped), or the folder of a tower (of a text model: extra `train`)")
+    encoder: str = Field("baseline", description="`baseline`, `demo` (shipped, for the synthetic world), or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
     fallback: Literal["none", "baseline"] = Field("none", description="While the encoder fails: events wait, or the baseline encodes")

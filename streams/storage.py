@@ -1,13 +1,30 @@
-"""Opening a RocksDB the way this project wants it."""
+"""A RocksDB the way this project wants it: a cache of what Kafka's topics say, thrown away when it is damaged.
 
-from collections.abc import Iterable
+There is no write-ahead log: the changelog is one already. All column families are flushed together, so after a kill -9 a RocksDB is as it was at
+an earlier moment, its offsets too, and reading the topics goes on from there. (With a log of its own a lost segment would go unnoticed:
+later segments are applied, and the offsets then promise rows that are not there.)
+"""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
-from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict
+from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteOptions
+
+log = logging.getLogger("currents.storage")
+MARK = "DAMAGED"  # a file in the folder of a RocksDB that is not to be opened again
+T = TypeVar("T")
 
 
 class StorageError(RuntimeError):
     """A data folder that cannot be used: says which, why and what to do."""
+
+
+class DamagedError(StorageError):
+    """A RocksDB whose files are not what was written to them."""
 
 
 def options(cache: Cache | None, write_buffer_bytes: int) -> Options:
@@ -15,6 +32,7 @@ def options(cache: Cache | None, write_buffer_bytes: int) -> Options:
     o = Options(raw_mode=True)
     o.create_if_missing(True)
     o.create_missing_column_families(True)
+    o.set_atomic_flush(True)
     o.set_write_buffer_size(write_buffer_bytes)
     o.set_max_write_buffer_number(3)
     o.set_compression_type(DBCompressionType.lz4())
@@ -30,12 +48,78 @@ def options(cache: Cache | None, write_buffer_bytes: int) -> Options:
 
 
 def open_db(path: Path, cache: Cache | None, write_buffer_bytes: int, families: Iterable[str]) -> Rdict:
-    """Open or make a RocksDB. Raises StorageError with what to do."""
+    """Open or make a RocksDB. Raises StorageError with what to do, DamagedError where there is nothing to do but to empty it."""
+    if (path / MARK).exists():
+        raise DamagedError(f"{path}: was found damaged")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        return Rdict(str(path), options(cache, write_buffer_bytes), {f: options(cache, write_buffer_bytes) for f in families})
+        db = Rdict(str(path), options(cache, write_buffer_bytes), {f: options(cache, write_buffer_bytes) for f in families})
+        db.set_write_options(without_log())
     except Exception as error:  # rocksdict raises bare Exception
-        hint = (
-            "another worker uses this folder: give each its own worker.data_dir" if "lock" in str(error).lower() else "is the disk full or damaged?"
-        )
-        raise StorageError(f"{path}: {error}; {hint}") from None
+        raise failure(path, error) from None
+    return db
+
+
+def without_log() -> WriteOptions:
+    """Writes that go to the memtable alone."""
+    w = WriteOptions()
+    w.disable_wal = True
+    return w
+
+
+def failure(path: Path, error: Exception) -> StorageError:
+    """What to say of a RocksDB's error; marks its folder when it is damaged, so that the next one who opens it empties it."""
+    said = " ".join(str(error).split())
+    if "LOCK" in said:
+        return StorageError(f"{path}: {said}; another worker uses this folder: give each its own worker.data_dir")
+    if "Corruption" in said or "No such file" in said:
+        with contextlib.suppress(OSError):
+            (path / MARK).touch()
+        return DamagedError(f"{path}: {said}; it is emptied when it is opened next, and read again from Kafka")
+    return StorageError(f"{path}: {said}; is the disk full?")
+
+
+def sound(path: Path, make: Callable[[], T]) -> T:
+    """What `make` opens in a folder. A damaged RocksDB is emptied first: the topics have it all."""
+    try:
+        return make()
+    except DamagedError as error:
+        why = str(error)
+    log.warning("%s: emptied now", why)
+    remove(path)  # only now: the error's frames may hold an iterator, and with it the RocksDB
+    return make()
+
+
+def close(path: Path, parts: Iterable[Any]) -> None:
+    """Close column families and their RocksDB, each whatever the others say."""
+    for part in parts:
+        try:
+            part.close()
+        except Exception as error:  # rocksdict raises bare Exception: after a failed write it cannot flush either
+            log.error("%s: %s", path, error)
+
+
+def remove(path: Path) -> None:
+    """Take a RocksDB's folder away. Out of the way first: one that was open just now may still be tidying up in it."""
+    gone = path.with_name(f"gone-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def scan(path: Path, family: Any, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+    """Rows of a column family from a key on, in order. Raises StorageError, where rocksdict's own `items` would end without a word."""
+    it = family.iter()
+    it.seek_to_first() if start is None else it.seek(start)
+    while it.valid():
+        yield it.key(), it.value()
+        it.next()
+    ended(path, it)
+
+
+def ended(path: Path, it: Any) -> None:
+    """Make sure that an iterator is at the end, and not at something that cannot be read. Raises StorageError."""
+    try:
+        it.status()
+    except Exception as error:  # rocksdict raises bare Exception
+        raise failure(path, error) from None

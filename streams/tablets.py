@@ -11,15 +11,17 @@ Column families of a tablet, keys and values in raw bytes:
 
 import asyncio
 import logging
-import shutil
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rocksdict import Cache, WriteBatch
 
-from streams.storage import StorageError, open_db
+from streams import faults
+from streams.stopping import end
+from streams.storage import close, ended, failure, open_db, remove, scan, sound
 
 log = logging.getLogger("currents.tablets")
 FAMILIES = ("windows", "profiles", "waiting", "meta")
@@ -27,6 +29,7 @@ STALE_MS = 12 * 3_600_000
 """Half of Kafka's default delete.retention.ms: a longer absence may have missed an erasure, so the tablet is rebuilt."""
 FALLBACK = bytes(8)
 """Key of `waiting` for users who wait for the encoder."""
+FLUSH_S = 600.0
 _META = struct.Struct(">qq")
 
 
@@ -46,12 +49,21 @@ class Tablet:
 
     def windows(self, users: list[bytes]) -> list[bytes | None]:
         """Windows of users, None where there is none."""
-        return list(self._cf["windows"].get(users))
+        return list(self._get("windows", users))
 
     def profile(self, user: bytes) -> bytes | None:
         """The stored profile of a user."""
-        found: bytes | None = self._cf["profiles"].get(user)
+        found: bytes | None = self._get("profiles", user)
         return found
+
+    def _get(self, family: str, key: Any) -> Any:
+        try:
+            return self._cf[family].get(key)
+        except Exception as error:  # rocksdict raises bare Exception
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> Exception:
+        return failure(self.path, error) if self._cf else error  # a closed one is no storage's fault
 
     def write(
         self,
@@ -80,20 +92,19 @@ class Tablet:
         try:
             self._db.write(batch)
         except Exception as error:  # rocksdict raises bare Exception
-            raise StorageError(f"{self.path}: {error}; is the disk full?") from None
+            raise self._failure(error) from None
 
     def offset(self, topic: str) -> tuple[int, int]:
         """(offset of the last row of a changelog that is in here, when it was noted in ms); (-1, 0) when new."""
-        found = self._cf["meta"].get(topic.encode())
+        found = self._get("meta", topic.encode())
         return _META.unpack(found) if found else (-1, 0)
 
     def waiting(self, item: bytes) -> Iterator[bytes]:
         """Users who wait for an item (its 8-byte key)."""
-        it = self._cf["waiting"].iter()
-        it.seek(item)
-        while it.valid() and it.key()[:8] == item:
-            yield it.key()[8:]
-            it.next()
+        for key, _ in scan(self.path, self._cf["waiting"], item):
+            if key[:8] != item:
+                break
+            yield key[8:]
 
     def awaited(self) -> Iterator[bytes]:
         """The 8-byte keys of all items that somebody waits for."""
@@ -103,10 +114,11 @@ class Tablet:
             item = it.key()[:8]
             yield item
             it.seek(item + b"\xff" * 8)  # past every user: UTF-8 has no byte ff
+        ended(self.path, it)
 
     def scan(self, family: str) -> Iterator[tuple[bytes, bytes]]:
         """Every row of a table, in key order."""
-        yield from self._cf[family].items()
+        yield from scan(self.path, self._cf[family])
 
     def size(self) -> dict[str, int]:
         """Estimated users, and bytes on disk and in memtables."""
@@ -115,21 +127,24 @@ class Tablet:
         memory = sum(c.property_int_value("rocksdb.cur-size-all-mem-tables") or 0 for c in cf.values())
         return {"users": cf["profiles"].property_int_value("rocksdb.estimate-num-keys") or 0, "disk": disk, "memory": memory}
 
+    def flush(self) -> None:
+        """Bring everything to the disk, the offsets last."""
+        try:
+            for family in FAMILIES:
+                self._cf[family].flush()
+        except Exception as error:  # rocksdict raises bare Exception
+            raise self._failure(error) from None
+
     def compact(self) -> None:
         """Bring every row into its final, most compressed place."""
+        self.flush()
         for family in self._cf.values():
-            family.flush()
             family.compact_range(None, None)
 
     def close(self) -> None:
         """Close the files; the tablet is not used again."""
         self._handle.clear()
-        try:
-            for family in self._cf.values():
-                family.close()
-            self._db.close()
-        except Exception as error:  # rocksdict raises bare Exception: after a failed write it cannot flush either
-            log.error("%s: %s", self.path, error)
+        close(self.path, [*self._cf.values(), self._db])
         self._cf.clear()
 
 
@@ -157,9 +172,8 @@ class Tablets:
         """Partitions are being revoked: let batches in flight finish, begin no other, and stop restoring."""
         self.generation = None
         for tablet in self:
-            if tablet.restoring is not None and not tablet.restoring.done():
-                tablet.restoring.cancel()
-                await asyncio.wait([tablet.restoring])
+            if tablet.restoring is not None:
+                await end([tablet.restoring])
             async with tablet.lock:
                 pass
 
@@ -178,13 +192,14 @@ class Tablets:
         return list(self)
 
     def open(self, partition: int) -> Tablet:
-        """Open the RocksDB of a partition."""
-        return Tablet(partition, self._folder / f"tablet-{partition}", self._cache, self._write_buffer_bytes)
+        """Open the RocksDB of a partition; empty where it was damaged."""
+        path = self._folder / f"tablet-{partition}"
+        return sound(path, lambda: Tablet(partition, path, self._cache, self._write_buffer_bytes))
 
     def wipe(self, tablet: Tablet) -> None:
         """Empty a tablet that cannot be trusted, in place."""
         tablet.close()
-        shutil.rmtree(tablet.path)
+        remove(tablet.path)
         fresh = self.open(tablet.partition)
         tablet._db, tablet._cf, tablet._handle = fresh._db, fresh._cf, fresh._handle
 
@@ -224,6 +239,15 @@ class Tablets:
             tablet.restored.clear()
             self.distrusted(tablet)
 
+    async def flush_forever(self) -> None:
+        """Now and then bring the tablets to the disk: a killed worker's goes back to that moment."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            for tablet in self:
+                async with tablet.lock:
+                    if self._open.get(tablet.partition) is tablet:
+                        await asyncio.to_thread(tablet.flush)
+
     async def may_publish(self, generation: int | None) -> bool:
         """Whether this generation's rows may go to the changelogs; waits until the group is known to still have this worker, or not."""
         while generation is not None and generation == self.generation:
@@ -244,6 +268,7 @@ class Tablets:
         self._open.clear()
 
 
+@faults.movable
 def now_ms() -> int:
     """The wall clock, ms since the epoch."""
     return time.time_ns() // 1_000_000

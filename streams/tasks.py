@@ -4,6 +4,8 @@ import asyncio
 import signal
 from typing import Any
 
+from streams.stopping import end
+
 
 class Tasks:
     """Started tasks, and `failed`, which holds the first one's exception."""
@@ -17,18 +19,21 @@ class Tasks:
         task = asyncio.get_running_loop().create_task(coroutine)
 
         def done(task: "asyncio.Task[Any]") -> None:
-            if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
-                self.failed.set_exception(error)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.fail(error)
 
         task.add_done_callback(done)
         self._started.append(task)
         return task
 
+    def fail(self, error: BaseException) -> None:
+        """The process ends, for this reason if there is no earlier one."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
     async def stop(self) -> None:
         """Cancel what still runs, and wait for it."""
-        for task in self._started:
-            task.cancel()
-        await asyncio.gather(*self._started, return_exceptions=True)
+        await end(self._started)
 
 
 def signalled() -> asyncio.Event:

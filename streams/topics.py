@@ -13,6 +13,8 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from streams.settings import Kafka, Settings
 
 DAY_MS = 86_400_000
+ANY_TIME = {"message.timestamp.after.max.ms": str(2**63 - 1)}
+"""A worker whose clock is ahead must not be stopped by the brokers' one hour: its rows are right, and their times are for information."""
 DEAD_LETTER_BYTES = 16 << 20  # a dead letter holds the whole original event
 
 
@@ -32,13 +34,14 @@ class Topic:
 
 def topics(settings: Settings) -> list[Topic]:
     """Every topic that a worker of these settings reads or writes."""
-    n, compact = settings.worker.partitions, {"cleanup.policy": "compact"}
-    kept = {"cleanup.policy": "delete", "retention.ms": str(int(settings.ingest.event_days * DAY_MS))}
-    redriven = {"cleanup.policy": "delete", "retention.ms": str(int((settings.ingest.dead_letter_days + 1) * DAY_MS))}
+    n, compact = settings.worker.partitions, {"cleanup.policy": "compact", **ANY_TIME}
+    kept = {"cleanup.policy": "delete", "retention.ms": str(int(settings.ingest.event_days * DAY_MS)), **ANY_TIME}
+    redriven = {"cleanup.policy": "delete", "retention.ms": str(int((settings.ingest.dead_letter_days + 1) * DAY_MS)), **ANY_TIME}
     dead = {
         "cleanup.policy": "delete",
         "retention.ms": str(int(settings.ingest.dead_letter_days * DAY_MS)),
         "max.message.bytes": str(DEAD_LETTER_BYTES),
+        **ANY_TIME,
     }
     own = [
         Topic(settings.topic("events"), n, kept),

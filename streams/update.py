@@ -16,6 +16,7 @@ from schemas.items import item_name
 from schemas.profiles import decode_profile
 from schemas.windows import fold, row_of
 from streams.batches import RecordBatch
+from streams.faults import point
 from streams.guard import EncoderDown
 from streams.metrics import Metrics
 from streams.profiler import Profiler
@@ -96,10 +97,13 @@ class Updater:
             windows[tablet.partition] = [(k, v, at) for k, v in new]
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
+        point("after-rocksdb")
         if not await self._tablets.may_publish(generation):
             return False
+        point("in-publish")
         sent = {self._windows: windows, self._profiles: profiles}
         last = await self._sender.send_all(sent)
+        point("after-changelog")
         for topic, parts in last.items():
             for tablet in folded:
                 if (offset := parts.get(tablet.partition)) is not None:

@@ -11,6 +11,7 @@ from schemas.items import item_name
 from schemas.windows import STRONG, VERSION, Policy, row_of
 from streams.restore import read_to_end, reader
 from streams.settings import Kafka
+from streams.stopping import stop
 
 
 async def read_topic(kafka: Kafka, topic: str, partitions: int) -> list[Any]:
@@ -22,7 +23,7 @@ async def read_topic(kafka: Kafka, topic: str, partitions: int) -> list[Any]:
         first = await consumer.beginning_offsets(tps)
         return [record async for _, records in read_to_end(consumer, first) for record in records]
     finally:
-        await consumer.stop()
+        await stop(consumer)
 
 
 def latest(records: Iterable[Any]) -> dict[bytes, bytes]:

@@ -16,9 +16,10 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
+from streams.faults import point
 from streams.following import follow_items
 from streams.guard import Guard
-from streams.items import ItemStore
+from streams.items import load_items
 from streams.late import Late
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
@@ -52,8 +53,7 @@ class Worker:
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
-        self.store = ItemStore(folder / "items", self.tower.space_id, self.tower.dims)
-        self.store.load()
+        self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
@@ -72,7 +72,7 @@ class Worker:
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
-        self.failed, self.spawn = self._tasks.failed, self._tasks.spawn
+        self.failed, self.spawn, self.fail = self._tasks.failed, self._tasks.spawn, self._tasks.fail
         self._stopping = False
         self._add_agents()
         self._add_gauges()
@@ -97,10 +97,13 @@ class Worker:
 
         async def revoked(app: Any, partitions: Any, **_: Any) -> None:
             await self.tablets.freeze()
+            point("in-rebalance")
 
         async def assigned(app: Any, partitions: Any, **_: Any) -> None:
+            point("in-rebalance")
             topic = self.settings.topic("events")
             mine = {tp.partition for tp in partitions if tp.topic == topic}
+            log.info("generation %d: tablets %s", self.app.consumer_generation_id, sorted(mine))
             for tablet in self.tablets.assign(mine, self.app.consumer_generation_id):
                 again(tablet)
 
@@ -167,6 +170,7 @@ class Worker:
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.late.arrived))
         self.spawn(self.late.forever())
+        self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
         self.spawn(self._watch())

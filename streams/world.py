@@ -1,5 +1,6 @@
-"""The synthetic world of the demo: three platforms, each with its own JSON, and users whose tastes drift. Seeded; knows no Kafka."""
+"""The synthetic world of the demo: three platforms, each with its own JSON, and users on their journeys. Seeded; knows no Kafka."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,16 +9,18 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streams.catalogue import TOPICS, Thing, catalogue
+from streams.catalogue import Thing, catalogue
+from streams.journeys import DRIFT, Deed, Journeys, Person
 
 LATE, DUPLICATE, BAD = 0.02, 0.01, 0.005  # shares of the stream
 FEATURED_SHARE = 0.01  # of all events are the featured user's
-DRIFT = 1 / 60  # chance per event that a user's tastes move
 FAR_FUTURE_MS = 400 * 86_400_000
-ACTIONS: dict[str, tuple[tuple[str, int], ...]] = {
-    "shop": (("viewed", 70), ("added_to_cart", 15), ("purchased", 10), ("wished", 5)),
-    "video": (("play", 75), ("like", 15), ("share", 5), ("not_interested", 5)),
-    "news": (("open", 60), ("read", 30), ("comment", 4), ("keep", 6)),
+BUSY_HOURS = {"shop": 14, "video": 21, "news": 8}  # UTC; when most people are on a platform
+# A platform's words for a deed, with weights.
+ACTIONS: dict[str, dict[Deed, dict[str, int]]] = {
+    "shop": {"look": {"viewed": 75, "added_to_cart": 15, "wished": 10}, "take": {"purchased": 1}, "refuse": {"viewed": 1}},
+    "video": {"look": {"play": 78, "like": 16, "share": 6}, "refuse": {"not_interested": 1}},
+    "news": {"look": {"open": 60, "read": 30, "comment": 4, "keep": 6}, "refuse": {"open": 1}},
 }
 
 
@@ -32,20 +35,21 @@ class Emitted(NamedTuple):
 
 
 class World:
-    """Users, items and what happens between them."""
+    """Users, items and what happens between them. `seed` makes the users and what they do, `catalogue_seed` the items."""
 
-    def __init__(self, seed: int = 1, users: int = 2000, items_per_platform: int = 1200) -> None:
-        self._random = random.Random(seed)
-        self.things = catalogue(seed, items_per_platform)
-        self._by_topic: dict[tuple[str, str], list[Thing]] = {}
-        for thing in self.things:
-            self._by_topic.setdefault((thing.platform, thing.topic), []).append(thing)
-        self._users = [f"u{n:06d}" for n in range(users)]
-        self.featured = self._users[0]
-        self._tastes = {user: self._random.sample(list(TOPICS), self._random.randint(1, 3)) for user in self._users}
-        self._platforms = {user: self._random.sample(list(ACTIONS), self._random.choice((1, 2, 2, 3, 3))) for user in self._users}
-        self._platforms[self.featured] = list(ACTIONS)
+    def __init__(self, seed: int = 1, users: int = 2000, items_per_platform: int = 1200, catalogue_seed: int = 1) -> None:
+        self._random = r = random.Random(seed)
+        self.things = catalogue(catalogue_seed, items_per_platform)
+        self._journeys = Journeys(self.things, r)
+        self._people = [self._person(f"u{n:06d}") for n in range(users)]
+        self._featured = self._people[0]
+        self._featured.platforms, self._featured.drift = list(ACTIONS), 4 * DRIFT
+        self.featured = self._featured.id
         self._serial = 0
+
+    def _person(self, name: str) -> Person:
+        r = self._random
+        return self._journeys.person(name, r.sample(list(ACTIONS), r.choice((1, 2, 2, 3, 3))), r.randint(1, 3))
 
     def items(self) -> Iterator[tuple[str, bytes, bytes]]:
         """(platform, key, JSON) of every item, in each platform's own shape."""
@@ -72,18 +76,14 @@ class World:
 
     def _event(self, at_ms: int, kind: str) -> Emitted:
         r = self._random
-        user = self.featured if r.random() < FEATURED_SHARE else self._users[int(len(self._users) * r.random() ** 2)]
-        tastes = self._tastes[user]
-        if r.random() < DRIFT * (4 if user == self.featured else 1):
-            tastes[r.randrange(len(tastes))] = r.choice(list(TOPICS))
-        platform = r.choice(self._platforms[user])
-        topic = r.choice(tastes) if r.random() < 0.9 else r.choice(list(TOPICS))
-        thing = r.choice(self._by_topic[platform, topic])
+        person = self._featured if r.random() < FEATURED_SHARE else self._people[int(len(self._people) * r.random() ** 2)]
+        platform = r.choices(person.platforms, [liveliness(p, at_ms) for p in person.platforms])[0]
+        thing, deed = self._journeys.next(person, platform)
+        words = ACTIONS[platform][deed]
+        action = r.choices(list(words), list(words.values()))[0]
         self._serial += 1
-        actions = ACTIONS[platform]
-        action = r.choices([word for word, _ in actions], [weight for _, weight in actions])[0]
-        body = _SHAPES[platform](user, action, thing.id, at_ms, self._serial, r)
-        return Emitted(platform, user.encode(), orjson.dumps(body), kind)
+        body = _SHAPES[platform](person.id, action, thing.id, at_ms, self._serial, r)
+        return Emitted(platform, person.id.encode(), orjson.dumps(body), kind)
 
     def _broken(self, n: int, now_ms: int) -> Emitted:
         """The n-th broken record: each way of being broken in turn."""
@@ -104,6 +104,12 @@ class World:
         return event._replace(value=ways[n % len(ways)]())
 
 
+def liveliness(platform: str, at_ms: int) -> float:
+    """How much a platform is used at a time of day: 1 at night, 4 in its busiest hour."""
+    hours = at_ms / 3_600_000 - BUSY_HOURS[platform]
+    return 1 + 3 * max(0.0, math.cos(hours * math.tau / 24))
+
+
 def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
 
@@ -120,7 +126,8 @@ def _shop(user: str, action: str, item: str, at_ms: int, serial: int, r: random.
 
 
 def _video(user: str, action: str, item: str, at_ms: int, serial: int, r: random.Random) -> dict[str, Any]:
-    return {"viewer": user, "kind": action, "video": {"id": item}, "ts": at_ms / 1000, "watched_ms": r.randint(0, 600_000), "eid": serial}
+    watched_ms = r.randint(0, 5_000 if action == "not_interested" else 600_000)
+    return {"viewer": user, "kind": action, "video": {"id": item}, "ts": at_ms / 1000, "watched_ms": watched_ms, "eid": serial}
 
 
 def _news(user: str, action: str, item: str, at_ms: int, serial: int, r: random.Random) -> dict[str, Any]:

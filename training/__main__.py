@@ -1,4 +1,4 @@
-"""The training process: `currents train`, `evaluate`, `encode` and `export` start it with a job file."""
+"""The training process: `currents train`, `evaluate`, `encode`, `export` and `tower` start it with a job file."""
 
 import json
 import logging
@@ -99,18 +99,37 @@ def encode(job_file: JobFile, bundle: str, out: Annotated[Path, typer.Option(hel
 
 
 @app.command()
+def tower(
+    job_file: JobFile,
+    out: Annotated[Path, typer.Option(help="Folder of the new tower")],
+    figures: Annotated[bool, typer.Option(help="Measure it beside the shipped one")] = True,
+) -> None:
+    """Freeze, fine-tune or distil a Hugging Face text model as the item tower."""
+    job = read(job_file)
+    from training.tower import make, show
+
+    console = Console(file=sys.stderr)  # not whatever stderr is later: a library's bars are redirected meanwhile
+    found = make(job, out, figures, say, console)
+    if figures:
+        show(found, console)
+    say(f'{out}: {found["space_id"]}, made in {found["minutes"]} minutes; encoding.tower = "{out}"')
+    print(json.dumps(found))
+
+
+@app.command()
 def export(
     job_file: JobFile,
     out: Out,
     preset: str = "xs",
     model: Annotated[Path | None, typer.Option(help="Bundle whose encoder is exported; without, the untrained one of the preset")] = None,
     int8: Annotated[bool, typer.Option(help="Matrices in int8; refused if it is worse on the test part of the job's log")] = False,
+    weights: Annotated[bool, typer.Option(help="The torch encoder too: for warm starts and GPUs")] = True,
 ) -> None:
     """A bundle of an untrained encoder, or another form of a release."""
     from training.run import exported
 
     must_be_new(out)
-    bundle = exported(read(job_file), out, preset, model, int8, say)
+    bundle = exported(read(job_file), out, preset, model, int8, weights, say)
     told = "".join(f", {k} {v}" for k, v in bundle.manifest.metrics.items())
     print(f"{bundle.folder}: {bundle.manifest.version}, {bundle.onnx.stat().st_size >> 10} KiB{told}")
 

@@ -40,13 +40,18 @@ def adapt(encoder: SequenceEncoder, recipe: Recipe, steps: int) -> SequenceEncod
     return encoder
 
 
+def linears(body: torch.nn.Module) -> list[str]:
+    """Names of the linear maps in a body, where adapters can go."""
+    return [name for name, module in body.named_modules() if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"]
+
+
 def _holder(encoder: SequenceEncoder) -> Any:
     """What has the layers as its `body`: the maps around a Hugging Face transformer are new, and trained whole."""
     return encoder.body if isinstance(encoder.body, PretrainedBody) else encoder
 
 
 def _config(body: torch.nn.Module, recipe: Recipe, steps: int) -> Any:
-    targets = [name for name, module in body.named_modules() if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"]
+    targets = linears(body)
     rank = recipe.adapter_rank
     if recipe.adapter == "lora":
         return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets)

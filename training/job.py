@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from encoder.recipe import Recipe
+from encoder.recipe import Recipe, TowerRecipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
 from schemas.windows import Policy
 from training.log import EventLog
-from training.sources import read_folder, read_unified, unified
+from training.sources import folder_records, read_folder, read_unified, unified, unified_records
 from training.splits import DataError, Split, by_time, leave_one_out
 
 
@@ -25,18 +26,39 @@ class Job(BaseModel):
     tower: str = "static"
     earliest_ms: int = 0
     recipe: Recipe = Recipe()
+    tower_recipe: TowerRecipe = TowerRecipe()
     window: Policy = Policy(64)
     """What the workers' windows keep."""
 
-    def load(self, warn: Callable[[str], None]) -> tuple[EventLog, Tower]:
-        """The log and the tower that made its item vectors. Raises DataError, TowerError."""
+    @property
+    def log_folder(self) -> Path:
+        """Where the log is. Raises DataError where none is given."""
         if self.data is None:
             raise DataError("no log is given")
-        tower = load_tower(self.tower)
-        names = {p.code: p.name for p in self.platforms}
-        if unified(self.data):
-            return read_unified(self.data, names, tower), tower
-        return read_folder(self.data, self.platforms, tower, self.earliest_ms, warn), tower
+        return self.data
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Platform code -> name."""
+        return {p.code: p.name for p in self.platforms}
+
+    def load(self, warn: Callable[[str], None]) -> tuple[EventLog, Tower]:
+        """The log and the tower that made its item vectors. Raises DataError, TowerError."""
+        folder, tower = self.log_folder, load_tower(self.tower)
+        if unified(folder):
+            return read_unified(folder, self.names, tower), tower
+        return read_folder(folder, self.platforms, tower, self.earliest_ms, warn), tower
+
+    def texts(self, warn: Callable[[str], None]) -> tuple[EventLog, list[str]]:
+        """The log with item vectors of no dims, for no tower has made them yet; and the text of every row of its catalogue. Raises DataError."""
+        folder = self.log_folder
+        if unified(folder):
+            records, _ = unified_records(folder, self.names)
+        else:
+            records = folder_records(folder, self.platforms, self.earliest_ms, warn)
+        log = records.log(np.zeros((len(records.items), 0), np.float32))
+        text = {i.item: t for i, t in zip(records.items, records.texts(), strict=True)}  # the later of two of one name counts
+        return log, ["", *(text[name] for name in log.catalogue.names[1:])]
 
     def split(self, log: EventLog) -> Split:
         """As the recipe says. Raises DataError."""

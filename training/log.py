@@ -4,7 +4,7 @@ Shape letters: n events, U users, N rows of the item table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,6 +57,11 @@ class EventLog:
     items: np.ndarray
     """(n,) int32 rows of the catalogue, UNKNOWN where an item has no vector."""
     catalogue: Catalogue
+
+    def with_vectors(self, vectors: np.ndarray) -> "EventLog":
+        """The same log with other item vectors, (N, D) by row of the catalogue."""
+        c = self.catalogue
+        return replace(self, catalogue=catalogue(c.names[1:], vectors[1:], c.platform[1:].tolist(), c.platforms))
 
     @property
     def starts(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from encoder.config import PRESETS, preset
 from encoder.features import UNKNOWN
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
+from encoder.runtime import load_encoder
 from encoder.towers import Tower, load_tower
 from training import sasrec
 from training.evaluate import Ranked, Score, rank, report
@@ -24,7 +25,7 @@ from training.job import Job
 from training.log import EventLog
 from training.metrics import difference
 from training.report import write_report
-from training.scorers import decayed_mean, model_scores, popularity, recent_popularity
+from training.scorers import decayed_mean, model_scores, popularity, recent_popularity, served
 from training.splits import Cases, Split, by_time
 from training.tagging import tags
 
@@ -54,7 +55,7 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     return bundle
 
 
-def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, say: Say) -> Bundle:
+def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, weights: bool, say: Say) -> Bundle:
     """An untrained encoder of preset `name`, or another form of the release in `model`. Raises BundleError, DataError."""
     if int8 and job.data is None:
         raise BundleError("--int8: needs --data, a log on whose test part int8 is compared with float32")
@@ -65,14 +66,14 @@ def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, say
         torch.manual_seed(job.recipe.seed)
         encoder = SequenceEncoder(preset(name, tower.dims, dims=min(job.recipe.dims, tower.dims), max_len=job.recipe.max_len))
     else:
-        bundle = fitting(model, tower)
+        bundle = fitting(weighted(open_bundle(model)), tower)
         encoder = SequenceEncoder.from_pretrained(str(model))
         keys, metrics = read_residuals(model, encoder.config.dims)[0], bundle.manifest.metrics
         name = bundle.manifest.version.rpartition("-")[0]
     if not int8:
-        return export(encoder, out, tower.space_id, name, keys, metrics)
+        return export(encoder, out, tower.space_id, name, keys, metrics, weights=weights)
     log, _ = job.load(say)
-    return export(encoder, out, tower.space_id, name, keys, int8=(log, job.split(log).test))
+    return export(encoder, out, tower.space_id, name, keys, int8=(log, job.split(log).test), weights=weights)
 
 
 def weighted(bundle: Bundle) -> Bundle:
@@ -82,11 +83,10 @@ def weighted(bundle: Bundle) -> Bundle:
     return bundle
 
 
-def fitting(folder: Path, tower: Tower) -> Bundle:
-    """A bundle with its torch encoder, for the tower. Raises BundleError."""
-    bundle = weighted(open_bundle(folder))
+def fitting(bundle: Bundle, tower: Tower) -> Bundle:
+    """The bundle itself. Raises BundleError where it reads another tower's vectors."""
     if bundle.manifest.item_space_id != tower.space_id:
-        raise BundleError(f"bundle {folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
+        raise BundleError(f"bundle {bundle.folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
     return bundle
 
 
@@ -131,12 +131,18 @@ def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
 
 
 def compared(found: Mapping[str, Ranked], log: EventLog, split: Split, some: Cases) -> dict[str, Any]:
-    """Every model's report, and its paired difference to the decayed mean."""
+    """Every model's report, and its paired difference to the decayed mean, in all and by platform."""
+    platform, base = log.catalogue.platform[log.items[some.target]], found["decayed mean"].rank
+
+    def over(model: Ranked, code: int) -> dict[str, float]:
+        return difference(model.rank[platform == code], base[platform == code], "hr@10")
+
     return {
         "cases": len(some),
         "policy": "all items of the target's platform are ranked; those already in the history are left out, the target stays",
         "models": {name: report(r, log, split, some) for name, r in found.items()},
-        "hr@10 over the decayed mean": {name: difference(r.rank, found["decayed mean"].rank, "hr@10") for name, r in found.items()},
+        "hr@10 over the decayed mean": {name: difference(r.rank, base, "hr@10") for name, r in found.items()},
+        "by platform": {name: {log.catalogue.platforms[c]: over(r, c) for c in np.unique(platform).tolist()} for name, r in found.items()},
     }
 
 
@@ -155,10 +161,14 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say, sasrec_epochs: 
         models["SASRec, full softmax"] = sasrec.scores(trained.model)
     extra: dict[str, Any] = {}
     if bundle != "baseline":
-        opened = fitting(Path(bundle), tower)
-        model, residual = stored(opened.folder, log)
-        models = {opened.manifest.version: model_scores(model, log, residual), **models}
-        extra["behavior"] = tags(model, log, residual, split.test)
+        opened = fitting(open_bundle(bundle), tower)
+        version = opened.manifest.version
+        if WEIGHTS in opened.manifest.files:
+            model, residual = stored(opened.folder, log)
+            models = {version: model_scores(model, log, residual), **models}
+            extra["behavior"] = tags(model, log, residual, split.test)
+        else:  # the behavior task has no head in the graph
+            models = {version: served(load_encoder(bundle, tower.space_id, tower.dims), log), **models}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
     return {**compared(found, log, split, split.test), **extra}
 

@@ -8,6 +8,7 @@ import torch
 from encoder.baseline import Baseline
 from encoder.features import Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
+from encoder.runtime import Encoder
 from schemas.windows import Policy
 from training.evaluate import Score
 from training.log import EventLog, spans, windows
@@ -75,6 +76,13 @@ def decayed_mean(max_len: int = 64, policy: Policy | None = None) -> Score:
         return out
 
     return score
+
+
+def served(encoder: Encoder, log: EventLog) -> Score:
+    """Any encoder as a worker runs it."""
+    table = log.catalogue.table
+    items = encoder.project(table.vectors[: log.catalogue.size], table.keys[: log.catalogue.size])
+    return lambda log, some: encoder.encode(newest(log, some, encoder.max_len), table) @ items.T
 
 
 def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, policy: Policy | None = None) -> Score:

@@ -49,16 +49,41 @@ class Bad:
         return f"{self.counts.total()} records left out ({counted}); first: " + "; ".join(self.first)
 
 
+@dataclass
+class Records:
+    """What a source holds, before items have vectors."""
+
+    platforms: dict[int, str]
+    """Code -> name."""
+    events: list[Event] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    """Platform code of each item."""
+
+    def texts(self) -> list[str]:
+        """What a text tower reads of each item."""
+        return [content(i) for i in self.items]
+
+    def log(self, vectors: np.ndarray) -> EventLog:
+        """With the (items, D) vectors of the items."""
+        return from_events(self.events, self.items, vectors, self.codes, self.platforms)
+
+
 def read_folder(folder: Path, platforms: Sequence[PlatformMapping], tower: Tower, earliest_ms: int, warn: Callable[[str], None]) -> EventLog:
     """All platforms' files -> EventLog. Raises DataError naming file, line and reason; single bad records are counted and warned of."""
+    found = folder_records(folder, platforms, earliest_ms, warn)
+    return found.log(tower.encode(found.texts()))
+
+
+def folder_records(folder: Path, platforms: Sequence[PlatformMapping], earliest_ms: int, warn: Callable[[str], None]) -> Records:
+    """All platforms' files -> Records. Raises DataError as read_folder does."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; want one with <platform>.events.jsonl and <platform>.items.jsonl")
     found = {p.name: (_file(folder, f"{p.name}.events"), _file(folder, f"{p.name}.items")) for p in platforms}
     if not any(events for events, _ in found.values()):
         wanted = ", ".join(f"{p.name}.events{{{','.join(KINDS)}}}" for p in platforms) or "nothing: the settings declare no [[platforms]]"
         raise DataError(f"{folder}: holds no events; want {wanted}")
-    now_ms, events, items = time.time_ns() // 1_000_000, list[Event](), list[Item]()
-    codes: list[int] = []
+    now_ms, out = time.time_ns() // 1_000_000, Records({p.code: p.name for p in platforms})
     for p in platforms:
         event_file, item_file = found[p.name]
         if event_file is None:
@@ -70,10 +95,10 @@ def read_folder(folder: Path, platforms: Sequence[PlatformMapping], tower: Tower
         things = _items(item_file, mapper, warn)
         if not things:
             raise DataError(f"platform {p.name}: {item_file} holds no items")
-        events += read
-        items += things
-        codes += [p.code] * len(things)
-    return from_events(events, items, tower.encode([content(i) for i in items]), codes, {p.code: p.name for p in platforms})
+        out.events += read
+        out.items += things
+        out.codes += [p.code] * len(things)
+    return out
 
 
 def from_events(events: Sequence[Event], items: Sequence[Item], vectors: np.ndarray, codes: Sequence[int], platforms: dict[int, str]) -> EventLog:
@@ -150,6 +175,12 @@ def unified(folder: Path) -> bool:
 
 def read_unified(folder: Path, platforms: dict[int, str], tower: Tower) -> EventLog:
     """Values of `currents.events` and `currents.item-vectors` -> EventLog. Raises DataError where they do not fit tower and platforms."""
+    found, vectors = unified_records(folder, platforms, tower.space_id)
+    return found.log(np.array([np.frombuffer(v, "<f2") for v in vectors], np.float32).reshape(len(vectors), tower.dims))
+
+
+def unified_records(folder: Path, platforms: dict[int, str], space_id: str | None = None) -> tuple[Records, list[bytes]]:
+    """The same as Records, and each item's vector as stored; of items of one space, or of any. Of an item's text there is title and categories."""
     try:
         events = [decode_event(raw) for raw in _values(folder / UNIFIED_EVENTS)]
         stored = [decode_item_vector(raw) for raw in _values(folder / UNIFIED_ITEMS)]
@@ -158,14 +189,14 @@ def read_unified(folder: Path, platforms: dict[int, str], tower: Tower) -> Event
     strange = {e.platform for e in events} - platforms.keys()
     if strange:
         raise DataError(f"platform code {min(strange)}: stands in the log, but not in the settings' [[platforms]]")
-    mine = [i for i in stored if i.space_id == tower.space_id]
-    codes = {name: code for code, name in platforms.items()}
+    mine = [i for i in stored if space_id in (None, i.space_id)]
+    platform_of = [i.item.split(":", 1)[0] for i in mine]
     for code in sorted({e.platform for e in events}):
-        if not any(i.item.split(":", 1)[0] == platforms[code] for i in mine):
-            raise DataError(f"platform {platforms[code]}: has events but no item vectors of space {tower.space_id}")
-    vectors = np.array([np.frombuffer(i.vector, "<f2") for i in mine], np.float32).reshape(len(mine), tower.dims)
+        if platforms[code] not in platform_of:
+            raise DataError(f"platform {platforms[code]}: has events but no item vectors" + (f" of space {space_id}" if space_id else ""))
+    codes = {name: code for code, name in platforms.items()}
     things = [Item(i.item, i.title, i.categories) for i in mine]
-    return from_events(events, things, vectors, [codes.get(i.item.split(":", 1)[0], 0) for i in mine], platforms)
+    return Records(platforms, events, things, [codes.get(p, 0) for p in platform_of]), [i.vector for i in mine]
 
 
 def _values(path: Path) -> Iterator[bytes]:

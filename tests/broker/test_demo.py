@@ -6,17 +6,20 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
+
+from encoder.bundle import open_bundle
 
 pytestmark = pytest.mark.broker
 FIELDS = {"events", "normalised", "duplicates", "dead_letters", "injected_bad", "users", "profiles", "windows_wrong"}
-FIELDS |= {"age_p50_ms", "age_p99_ms", "events_per_s"}
+FIELDS |= {"age_p50_ms", "age_p99_ms", "events_per_s", "encoder", "ranked_users", "hr10", "hr10_decayed_mean"}
 COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
 
 
 def test_json() -> None:
-    """The demo ends by itself with one JSON object: every event is in or a dead letter, and no window is wrong."""
-    done = subprocess.run([*COMMAND, "--seconds", "6", "--json", "--rate", "500"], capture_output=True, text=True, timeout=120, check=False)
+    """The demo ends by itself with one JSON object: every event is in or a dead letter, no window is wrong, the trained encoder is the better one."""
+    done = subprocess.run([*COMMAND, "--seconds", "6", "--json", "--rate", "500"], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.keys() == FIELDS
@@ -26,14 +29,19 @@ def test_json() -> None:
     assert result["profiles"] == result["users"] > 0
     assert result["duplicates"] > 0
     assert 0 < result["age_p50_ms"] <= result["age_p99_ms"]
+    assert result["encoder"] == open_bundle("demo").manifest.version
+    assert result["ranked_users"] > 300
+    assert result["hr10"] > result["hr10_decayed_mean"] > 0
 
 
 def test_screen_and_signal() -> None:
     """On the terminal it shows one user's interests, figures and a curl line, and ends cleanly on SIGTERM."""
     with subprocess.Popen([*COMMAND, "--rate", "800"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        time.sleep(12)
+        while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(process.pid).net_connections("inet")):
+            time.sleep(0.2)
+        time.sleep(10)
         process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=180)
     assert process.returncode == 0, text
-    for shown in ("event → profile", "dead letters:", "curl http://127.0.0.1:", "/docs", "0 of "):
+    for shown in ("event → profile", "dead letters:", "curl http://127.0.0.1:", "/docs", "0 of ", "by the encoder xs-"):
         assert shown in text

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -
     names = {p.code: p.name for p in settings.platforms}
     expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
     windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    return {
+        "windows_wrong": verify.wrong(expected, windows),
+        "profiles_wrong": profiles_wrong(settings, expected, profiles, folder, [settings.encoding.encoder]),
+        **tables_wrong(settings, tables, windows, profiles),
+    }
+
+
+def tables_wrong(
+    settings: Settings, tables: Mapping[Path, set[int]], windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes]
+) -> dict[str, int]:
+    """How many rows of tablets differ from what the changelogs say."""
     wrong = {"windows": 0, "profiles": 0}
     for data_dir, partitions in tables.items():
         for p in partitions:
@@ -52,27 +63,26 @@ def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -
                 mine = {u: row for u, row in changelog.items() if partition_of(u, settings.worker.partitions) == p}
                 wrong[name] += verify.wrong(mine, dict(tablet.scan(name)))
             tablet.close()
-    return {
-        "windows_wrong": verify.wrong(expected, windows),
-        "profiles_wrong": profiles_wrong(settings, expected, profiles, folder),
-        "window_tables_wrong": wrong["windows"],
-        "profile_tables_wrong": wrong["profiles"],
-    }
+    return {"window_tables_wrong": wrong["windows"], "profile_tables_wrong": wrong["profiles"]}
 
 
-def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], folder: Path) -> int:
-    """Profiles that are not what the encoder and the portrait make of their window, given all items."""
+def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], folder: Path, encoders: Iterable[str]) -> int:
+    """Profiles that are not what the encoder that they name, one of `encoders`, and the portrait make of their window, given all items."""
     tower = load_tower(settings.encoding.tower)
-    encoder = load_encoder(settings.encoding.encoder, tower.space_id, tower.dims)
     store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
     store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
-    users = sorted(windows)
-    made, _ = Profiler(encoder, store, style_of(settings), settings.encoding.policy)(users, [windows[u] for u in users], [0] * len(users), 0)
+    versions = {u: decode_profile(p).encoder_version for u, p in profiles.items()}
+    right = set[bytes]()
+    for name in encoders:
+        encoder = load_encoder(name, tower.space_id, tower.dims)
+        users = sorted(u for u in windows if versions.get(u) == encoder.version)
+        profiler = Profiler(encoder, store, style_of(settings), settings.encoding.policy)
+        made = profiler(users, [windows[u] for u in users], [0] * len(users), 0)[0] if users else []
+        right |= {u for u, row in zip(users, made, strict=True) if same(row, profiles[u])}
+        for user, row in [pair for pair in zip(users, made, strict=True) if pair[0] not in right][:2]:
+            print("want", msgpack.unpackb(row), "\n got", msgpack.unpackb(profiles[user]))
     store.close()
-    wrong = [(row, profiles.get(u)) for u, row in zip(users, made, strict=True) if u not in profiles or not same(row, profiles[u])]
-    for row, found in wrong[:2]:
-        print("want", msgpack.unpackb(row), "\n got", found and msgpack.unpackb(found))
-    return len(wrong) + len(profiles.keys() - windows.keys())
+    return len((windows.keys() | profiles.keys()) - right)
 
 
 def same(one: bytes, other: bytes) -> bool:

@@ -49,6 +49,7 @@ class Cluster:
         client = admin(self.settings.kafka)
         create(client, self.settings, platforms=True)
         client.close()
+        self.partitions = self.settings.worker.partitions
         self.workers: list[WorkerProcess] = []
         self.replicas: list[ReplicaProcess] = []
         self.loads: list[Load] = []
@@ -77,10 +78,10 @@ class Cluster:
         producer, n = AIOKafkaProducer(bootstrap_servers=self.bootstrap, max_batch_size=512 << 10, max_request_size=8 << 20), 0
         await producer.start()
         try:
-            batches, futures = [producer.create_batch() for _ in range(PARTITIONS)], []
+            batches, futures = [producer.create_batch() for _ in range(self.partitions)], []
             for row in values:
                 key, value = row if isinstance(row, tuple) else (None, row)
-                p, n, at = n % PARTITIONS, n + 1, at_ms or time.time_ns() // 1_000_000
+                p, n, at = n % self.partitions, n + 1, at_ms or time.time_ns() // 1_000_000
                 if batches[p].append(key=key, value=value, timestamp=at) is None:
                     futures.append(await producer.send_batch(batches[p], topic, partition=p))
                     batches[p] = producer.create_batch()
@@ -117,7 +118,7 @@ class Cluster:
         consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
         client = KafkaAdminClient(bootstrap_servers=self.bootstrap)
         try:
-            tps = [TopicPartition(t, p) for t in names for p in range(PARTITIONS)]
+            tps = [TopicPartition(t, p) for t in names for p in range(self.partitions)]
             done = next(iter(client.list_group_offsets({self.prefix: tps}).values()))
             ends = consumer.end_offsets(tps)  # after the commits: what they led to is in the logs by now
             return sum(end - max(done[tp].offset if tp in done else 0, 0) for tp, end in ends.items())
@@ -137,7 +138,7 @@ class Cluster:
 
         def settled() -> dict[WorkerProcess, set[int]] | None:
             owned = {w: w.owned() for w in self.workers if w.process.poll() is None}
-            return owned if sorted(p for ps in owned.values() for p in ps) == list(range(PARTITIONS)) else None
+            return owned if sorted(p for ps in owned.values() for p in ps) == list(range(self.partitions)) else None
 
         found: dict[WorkerProcess, set[int]] = wait_for("every tablet to have one owner", settled)
         return found

@@ -15,6 +15,8 @@ import httpx
 from tests.apache import free_port
 
 WAIT_S = 90.0
+HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
+"""One for all: what a client of its own would read of certificates each time costs more than the request."""
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
@@ -49,16 +51,16 @@ class WorkerProcess:
         return self.log.read_text(errors="replace")
 
     def get(self, path: str, **more: Any) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=15, **more)
+        return HTTP.get(self.url + path, timeout=15, **more)
 
     def post(self, path: str, body: object, **more: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=15, **more)
+        return HTTP.post(self.url + path, json=body, timeout=15, **more)
 
     def is_ready(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"worker {self.name} ended with {self.process.returncode}:\n{self.says()[-3000:]}")
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            return HTTP.get(f"{self.url}/readyz", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -1,0 +1,59 @@
+"""After the drain: everything that the cluster keeps against what its source topics say it should be."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from schemas.deadletters import decode_dead_letter
+from schemas.events import encode_event
+from schemas.mapping import Rejected
+from streams import verify
+from streams.normalise import mappers
+from streams.settings import Settings
+from tests.kafka.checking import is_event, profiles_wrong, read, tables_wrong
+
+Place = tuple[str, int, int]
+"""Topic, partition, offset of a record."""
+
+
+async def records(settings: Settings, topic: str) -> list[Any]:
+    return await verify.read_topic(settings.kafka, topic, settings.worker.partitions)
+
+
+def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict[bytes, bytes], set[Place]]:
+    """Windows, and which records must be dead letters, from the platforms' topics alone: each record mapped once, at its own time."""
+    made, dead = [], set[Place]()
+    mapper = mappers(settings)
+    for name, found in sources.items():
+        for r in found:
+            events = mapper[name].events(r.value, r.topic, r.partition, r.offset, r.timestamp)
+            if isinstance(events, Rejected):
+                dead.add((r.topic, r.partition, r.offset))
+            else:
+                made += [SimpleNamespace(key=e.user_id.encode(), value=encode_event(e)) for e in events]
+    names = {p.code: p.name for p in settings.platforms}
+    return verify.offline_windows(made, names, settings.encoding.policy)[0], dead
+
+
+def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path) -> dict[str, int]:
+    """How many of everything are wrong. `tables`: data folders and which tablets of them were their worker's at the end."""
+    sources = {p.name: asyncio.run(records(settings, p.topic)) for p in settings.platforms}
+    want, dead = expected(settings, sources)
+    unified = read(settings, "events")
+    dead |= {(r.topic, r.partition, r.offset) for r in unified if not is_event(r)}
+    letters = {(d.topic, d.partition, d.offset) for d in (decode_dead_letter(r.value) for r in read(settings, "dead-letters"))}
+    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    names = {p.code: p.name for p in settings.platforms}
+    folded, _ = verify.offline_windows(filter(is_event, unified), names, settings.encoding.policy)
+    return {
+        "events": sum(map(len, sources.values())),
+        "windows_wrong": max(verify.wrong(folded, windows), verify.wrong(want, windows)),
+        "profiles_wrong": profiles_wrong(settings, want, profiles, folder, encoders),
+        "changelog_wrong": sum(tables_wrong(settings, tables, windows, profiles).values()),
+        "dead_letters_missing": len(dead - letters),
+        "dead_letters_wrong": len(letters - dead),
+        "users": len(want),
+        "letters": len(letters),
+    }

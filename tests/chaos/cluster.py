@@ -1,0 +1,253 @@
+"""Workers in slots, restarted when they end, as a supervisor does it; and what was seen of them."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import stamina
+from kafka import KafkaConsumer, TopicPartition
+
+from streams import verify
+from streams.faults import VARIABLE
+from streams.topics import BrokerError
+from tests.chaos.brokers import Brokers
+from tests.kafka.cluster import Cluster
+from tests.kafka.processes import HTTP, WorkerProcess, wait_for
+
+RESTART_S = 0.3
+SCRATCH_MB = 192
+READY_S = 400.0
+QUIET_S = 8.0
+"""So long without a new profile, and none comes."""
+GENERATION = re.compile(r"generation (\d+): tablets")
+LOST = re.compile(r"a batch went missing between offsets|fetched from offset")
+
+
+@dataclass
+class Slot:
+    """A place for a worker: its data folder and its fault points stay, its processes come and go."""
+
+    number: int
+    data_dir: Path
+    faults: Path
+    environment: dict[str, str]
+    wanted: bool = False
+    worker: WorkerProcess | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held by the fault that has to do with this worker."""
+    paused: bool = False
+    tablets: set[int] = field(default_factory=set)
+    """What it had when it was last asked."""
+    died_at: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self.worker is not None and self.worker.process.poll() is None
+
+    def arm(self, point: str, what: str, passes: int = 0) -> Path:
+        """Arm a fault point; returns the file that is there once it was hit."""
+        hit = (self.faults / point).with_suffix(".hit")
+        hit.unlink(missing_ok=True)
+        (self.faults / f"{point}.new").write_text(f"{what} {passes}")
+        (self.faults / f"{point}.new").rename(self.faults / point)
+        return hit
+
+    def disarm(self, point: str) -> None:
+        (self.faults / point).unlink(missing_ok=True)
+
+
+class ChaosCluster(Cluster):
+    """A cluster whose workers sit in slots 0..workers-1 (and one that joins), watched by a thread that restarts them."""
+
+    def __init__(self, brokers: Brokers, prefix: str, folder: Path, workers: int, encoders: list[str], **settings: Any) -> None:
+        kafka = {"bootstrap": brokers.bootstrap, "replication": brokers.replication}
+        for attempt in stamina.retry_context(on=BrokerError, attempts=5, timeout=None):  # making topics takes long on a busy machine
+            with attempt:
+                super().__init__(brokers.bootstrap, prefix, folder, {"kafka": kafka, **settings})
+        self.brokers, self.encoders = brokers, encoders
+        self.slots = [self._slot(n) for n in range(workers + 1)]
+        self.ended = Counter[str]()
+        """How workers ended by themselves: their last words."""
+        self.starts = 0
+        self._over = False
+        self._watch = threading.Thread(target=self._supervise, daemon=True)
+        self._look = threading.Thread(target=self._ask, daemon=True)
+
+    def _slot(self, n: int) -> Slot:
+        data, faults = self.folder / f"data-{n}", self.folder / f"faults-{n}"
+        data.mkdir()
+        faults.mkdir()
+        mounted(data)
+        environment = {"CURRENTS_KAFKA__BOOTSTRAP": self.brokers.bootstrap_of(n), VARIABLE: str(faults)}
+        return Slot(n, data, faults, environment | {"CURRENTS_ENCODING__ENCODER": self.encoders[0]})
+
+    # Running
+
+    def run(self, slots: int) -> None:
+        """Start the first workers, and the thread that keeps them."""
+        for slot in self.slots[:slots]:
+            slot.wanted = True
+        self._watch.start()
+        self._look.start()
+
+    def _supervise(self) -> None:
+        while not self._over:
+            for slot in self.slots:
+                if slot.worker is not None and not slot.alive and not slot.died_at:
+                    slot.died_at = time.monotonic()
+                    if slot.worker.process.returncode > 0:
+                        self.ended[last_words(slot.worker)] += 1
+                if not slot.alive:
+                    slot.tablets = set()
+                if slot.wanted and not slot.alive and time.monotonic() - slot.died_at >= RESTART_S:
+                    slot.worker = self.worker(str(slot.number), slot.data_dir, **slot.environment)
+                    slot.paused, slot.died_at = False, 0.0
+                    self.starts += 1
+            time.sleep(0.05)
+
+    def _ask(self) -> None:
+        while not self._over:
+            for slot in self.slots:
+                if slot.alive and not slot.paused:
+                    with contextlib.suppress(httpx.HTTPError, AttributeError):
+                        answer = HTTP.get(f"{slot.worker.url}/readyz", timeout=0.5)  # type: ignore[union-attr]
+                        slot.tablets = set(answer.json().get("tablets", ()))
+            time.sleep(0.3)
+
+    def ready(self, slot: Slot, seconds: float = READY_S) -> WorkerProcess:
+        """Wait until a slot's worker has tablets and has restored them."""
+
+        def is_ready() -> WorkerProcess | None:
+            worker = slot.worker
+            try:
+                return worker if slot.alive and worker is not None and worker.is_ready() else None
+            except AssertionError:  # it ended just now
+                return None
+
+        found: WorkerProcess = wait_for(f"worker {slot.number} to be ready", is_ready, seconds)
+        return found
+
+    def gone(self, slot: Slot, worker: WorkerProcess, seconds: float = READY_S) -> int:
+        """Wait until a process has ended; its exit status."""
+        wait_for(f"worker {slot.number} to end", lambda: worker.process.poll() is not None, seconds)
+        return int(worker.process.returncode)
+
+    def hit(self, slot: Slot, point: str, hit: Path, seconds: float) -> bool:
+        """Wait until a fault point was hit; disarms it if it was not."""
+        with contextlib.suppress(AssertionError):
+            return bool(wait_for(f"{point} to be hit", hit.exists, seconds))
+        slot.disarm(point)
+        return False
+
+    @contextlib.contextmanager
+    def down(self, slot: Slot) -> Iterator[None]:
+        """While a slot's worker is not to be restarted."""
+        slot.wanted = False
+        try:
+            yield
+        finally:
+            slot.wanted = slot.number < len(self.slots) - 1
+
+    def settle(self) -> None:
+        """After everything is committed: wait until users of late items are encoded again, which no offset tells."""
+        items = len(verify.latest(self.log("item-vectors")))
+
+        def know() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return all(self.ready(s).metric("currents_items_known") >= items for s in self.slots if s.wanted)
+            return False
+
+        wait_for(f"every worker to know {items} items", know, READY_S)
+        before, now = -1, self.published()
+        while now != before:
+            time.sleep(QUIET_S)
+            before, now = now, self.published()
+
+    def published(self) -> int:
+        """How many profiles were published so far."""
+        consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
+        tps = [TopicPartition(self.settings.topic("profiles"), p) for p in range(self.partitions)]
+        try:
+            return sum(consumer.end_offsets(tps).values())
+        finally:
+            consumer.close()
+
+    def finish(self) -> dict[Path, set[int]]:
+        """After everything is settled: end the workers; data folder -> tablets that were its worker's."""
+        self._over = True
+        self._watch.join()
+        self._look.join()
+        running = [s for s in self.slots if s.alive]
+        self.workers = [s.worker for s in running if s.worker]
+        owned = {w.data_dir: tablets for w, tablets in self.owners().items()}
+        for worker in self.workers:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in self.workers:
+            status = worker.exit()
+            assert status == 0, f"worker {worker.name} ended with {status} on SIGTERM: {worker.says()[-1500:]}"
+        return owned
+
+    def stop(self) -> None:
+        self._over = True
+        self.brokers.network.cut(list(self.brokers.network.links), "open")
+        for thread in (self._watch, self._look):
+            if thread.is_alive():
+                thread.join(5)
+        self.workers = [s.worker for s in self.slots if s.worker]
+        super().stop()
+        for slot in self.slots:
+            subprocess.run(["umount", "-l", str(slot.data_dir)], stderr=subprocess.DEVNULL, check=False)
+
+    # What the logs say
+
+    def logs(self) -> Iterator[str]:
+        for path in self.folder.glob("*.log"):
+            yield path.read_text(errors="replace")
+
+    def generations(self) -> int:
+        """How many generations of the group workers had tablets in."""
+        return len({g for text in self.logs() for g in GENERATION.findall(text)})
+
+    def recovered(self) -> int:
+        """How many batches were noticed as lost and read again."""
+        return sum(len(LOST.findall(text)) for text in self.logs())
+
+
+def mounted(folder: Path) -> bool:
+    """Make a folder a small disk of its own, if this machine lets us."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SCRATCH_MB}m", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def empty(folder: Path) -> int:
+    """Remove everything in a folder that may be a mount point; returns how much there was."""
+    found = list(folder.iterdir())
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return len(found)
+
+
+def last_words(worker: WorkerProcess) -> str:
+    """The line that a worker ended with, without what differs from one to the next."""
+    lines = [line for line in worker.says().splitlines() if line.strip()]
+    mine = [line for line in lines if line.startswith("currents:")] or lines[-1:] or ["nothing"]
+    return re.sub(r"\d+", "N", re.sub(r"/\S*/", "", mine[-1]))[:160]
+
+
+def until(condition: Callable[[], Any], seconds: float) -> bool:
+    """Whether a condition came true in time."""
+    try:
+        return bool(wait_for("it", condition, seconds))
+    except AssertionError:
+        return False

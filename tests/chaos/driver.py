@@ -1,0 +1,159 @@
+"""One run: a cluster, load, the faults of a schedule, the drain, the checks."""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kafka.errors import KafkaError
+
+from tests.chaos.brokers import Brokers
+from tests.chaos.checks import check
+from tests.chaos.cluster import ChaosCluster
+from tests.chaos.faults import Chaos
+from tests.chaos.load import Traffic
+from tests.chaos.schedule import Fault
+
+AT_ONCE = 3
+SETTLE_S = 8.0
+WRONG = ("windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "dead_letters_missing", "dead_letters_wrong")
+REPORTED = (
+    "kills", "rebalances", "broker_stops", "events", "windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "lost_batches_recovered",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run has, beside its faults."""
+
+    workers: int = 3
+    brokers: int = 3
+    rate: float = 500
+    users: int = 3000
+    partitions: int = 6
+    seed: int = 1
+    rebalances: int = 0
+
+
+@dataclass
+class Outcome:
+    """What became of a fault."""
+
+    fault: Fault
+    at_s: float
+    took_s: float
+    shown: str
+
+    def __str__(self) -> str:
+        return f"{self.at_s:7.1f} s  {self.fault!s:34} {self.took_s:5.1f} s  {self.shown or 'DID NOT HAPPEN'}"
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    figures: dict[str, int]
+    outcomes: list[Outcome] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    failure: str = ""
+
+    def missed(self) -> list[Outcome]:
+        """Faults that did not happen."""
+        return [o for o in self.outcomes if not o.shown]
+
+    def wrong(self) -> bool:
+        """Whether a check failed, or the cluster never came to rest."""
+        return bool(self.failure) or any(self.figures.get(name) for name in WRONG)
+
+
+def run(faults: Sequence[Fault], setup: Setup, say: Callable[[str], None] = print, keep: Path | None = None) -> Result:
+    """Run a schedule. Logs and data stay in `keep` if it is given."""
+    folder = keep or Path(tempfile.mkdtemp(prefix="currents-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    encoders = ["baseline", *([bundle(folder / "bundle")] if any(f.kind == "encoder" for f in faults) else [])]
+    result = Result({})
+    worker = {"partitions": setup.partitions, "write_buffer_mb": 1}  # small, so that files are written all the time
+    try:
+        with Brokers(folder, setup.brokers, setup.workers + 1) as brokers:
+            cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, worker=worker)
+            try:
+                _run(cluster, faults, setup, say, result)
+            finally:
+                cluster.stop()
+                result.ended = dict(cluster.ended)
+    except (AssertionError, RuntimeError, OSError, KafkaError) as error:
+        result.failure = f"{type(error).__name__}: {error}"
+    finally:
+        if keep is None and not result.wrong():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            say(f"logs and data: {folder}")
+    return result
+
+
+def _run(cluster: ChaosCluster, faults: Sequence[Fault], setup: Setup, say: Callable[[str], None], result: Result) -> None:
+    traffic = Traffic(cluster, setup.rate, setup.users, setup.seed)
+    chaos = Chaos(cluster, traffic)
+    began = time.monotonic()
+
+    def one(fault: Fault) -> None:
+        at = time.monotonic()
+        try:
+            shown = chaos(fault)
+        except Exception as error:
+            shown = ""
+            say(f"{fault}: {type(error).__name__}: {error}")
+        finally:
+            slots.release()
+        result.outcomes.append(Outcome(fault, at - began, time.monotonic() - at, shown))
+        say(str(result.outcomes[-1]))
+
+    cluster.run(setup.workers)
+    for slot in cluster.slots[: setup.workers]:
+        cluster.ready(slot)
+    traffic.start()
+    slots, threads = threading.Semaphore(AT_ONCE), list[threading.Thread]()
+    for fault in faults:
+        time.sleep(fault.after_s)
+        slots.acquire()
+        threads.append(threading.Thread(target=one, args=(fault,), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    while cluster.generations() < setup.rebalances:
+        slots.acquire()
+        one(Fault("join", 0, 1, setup.workers))
+    say(f"{time.monotonic() - began:7.1f} s  faults are over")
+    for slot in cluster.slots:
+        if slot.wanted:
+            cluster.ready(slot)
+    time.sleep(SETTLE_S)
+    traffic.stop()
+    began_drain = time.monotonic()
+    cluster.drain()
+    cluster.settle()
+    say(f"drained in {time.monotonic() - began_drain:.1f} s")
+    figures = result.figures
+    figures |= {"kills": chaos.kills, "broker_stops": cluster.brokers.stops, "terms": chaos.terms}
+    owned = cluster.finish()
+    figures |= {"offsets_wrong": cluster.lag(), "rebalances": cluster.generations(), "lost_batches_recovered": cluster.recovered()}
+    figures |= check(cluster.settings, owned, cluster.encoders, cluster.folder) | {"starts": cluster.starts}
+
+
+def bundle(folder: Path) -> str:
+    """An untrained encoder of the smallest preset, exported."""
+    import torch
+
+    from encoder.config import preset
+    from encoder.model import SequenceEncoder
+    from encoder.towers import load_tower
+    from training.export import export
+
+    torch.manual_seed(0)
+    tower = load_tower("static")
+    model = SequenceEncoder(preset("xs", tower.dims, max_len=32))
+    torch.nn.init.normal_(model.out.weight, std=0.05)
+    return str(export(model, folder, tower.space_id, "xs").folder)

@@ -1,0 +1,126 @@
+"""Which faults, when, and to whom: drawn from a seed, as data. Pure; and what makes a failing schedule shorter."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of fault. A fault counts for at least as many kills and rebalances as it says, `per_worker` of them for each worker."""
+
+    share: float
+    """How often it is drawn, against the others."""
+    seconds: tuple[float, float]
+    """Between which it lasts, before it is undone."""
+    ways: tuple[str, ...] = ("",)
+    kills: int = 0
+    rebalances: int = 0
+    per_worker: bool = False
+    brokers: int = 0
+    """How many brokers it needs; of those it hits one."""
+
+
+EVERY_WAY = 20
+"""A schedule of fewer kills than that has as many faults as it takes to have them; others have every way of every kind."""
+PAST_SESSION = (9.0, 13.0)  # seconds, with sessions of 6
+KINDS = {
+    "kill": Kind(24, (0, 0), ("", "", "starting"), kills=1, rebalances=1),
+    "kill-at": Kind(24, (0, 0), ("after-rocksdb", "in-publish", "after-changelog", "before-commit"), kills=1, rebalances=1),
+    "kill-in-restore": Kind(6, (0, 0), ("0", "1", "3"), kills=2, rebalances=1),
+    "kill-in-rebalance": Kind(6, (0, 0), ("0", "1"), kills=1, rebalances=2),
+    "term": Kind(6, (0, 0), ("", "starting"), rebalances=1),
+    "term-at": Kind(6, (0, 0), ("after-rocksdb", "after-changelog", "before-commit", "in-rebalance", "in-restore"), rebalances=1),
+    "stop": Kind(6, PAST_SESSION, rebalances=1),
+    "stop-at": Kind(8, PAST_SESSION, ("after-rocksdb", "in-publish", "in-publish", "before-commit", "in-rebalance"), rebalances=1),
+    "join": Kind(6, (4, 10), rebalances=2),
+    "all-gone": Kind(3, (0, 8), ("kill", "term"), rebalances=1),
+    "emptied": Kind(4, (0, 0), kills=1, rebalances=1),
+    "corrupt": Kind(6, (0, 0), ("sst", "manifest", "gone", "half", "items"), rebalances=1),
+    "broker": Kind(8, (3, 9), ("term", "kill"), brokers=1),
+    "leader": Kind(6, (0, 0), brokers=2),
+    "cut": Kind(8, (2, 14), ("hold", "refuse")),
+    "cut-one": Kind(6, (2, 14), ("hold", "refuse"), brokers=2),
+    "full-disk": Kind(4, (2, 5), rebalances=1),
+    "clock": Kind(4, (3, 8), ("7200000", "50000000", "-200000", "100000000")),
+    "poison": Kind(4, (0, 0)),
+    "storm": Kind(3, (0, 0)),
+    "encoder": Kind(2, (0, 0), rebalances=1),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a schedule."""
+
+    kind: str
+    after_s: float
+    """Seconds from the begin of the fault before it."""
+    seconds: float
+    slot: int
+    """Which worker, or which broker."""
+    way: str = ""
+    luck: int = 0
+    """A number for whatever else is drawn."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}{'/' * bool(self.way)}{self.way} of {self.slot}"
+
+
+def kills(faults: Sequence[Fault], workers: int) -> int:
+    """How many kill -9 a schedule has at least."""
+    return sum(workers if f.kind == "all-gone" and f.way == "kill" else KINDS[f.kind].kills for f in faults)
+
+
+def rebalances(faults: Sequence[Fault]) -> int:
+    """How many rebalances a schedule leads to, at least where its faults do not meet."""
+    return sum(KINDS[f.kind].rebalances for f in faults)
+
+
+def draw(seed: int, wanted: dict[str, int], workers: int, brokers: int, only: Sequence[str] = ()) -> tuple[Fault, ...]:
+    """A schedule that has every way of every kind (of `only` these) once, if it is not a small one, and then more until there are as
+    many kills, rebalances and broker stops as wanted. Workers are slots 0.., the next slot is the one that joins."""
+    r = random.Random(seed)
+    kinds = {k: v for k, v in KINDS.items() if v.brokers <= brokers and (not only or k in only)}
+    small = not only and wanted.get("kills", 0) < EVERY_WAY
+    faults = [] if small else [_draw(r, kind, way, workers, brokers) for kind, spec in kinds.items() for way in dict.fromkeys(spec.ways)]
+    need: list[tuple[Callable[[Sequence[Fault]], int], str, list[str]]] = [
+        (lambda fs: sum(f.kind == "broker" for f in fs), "broker_stops", ["broker"]),
+        (lambda fs: kills(fs, workers), "kills", list(kinds)),
+        (rebalances, "rebalances", [k for k in kinds if kinds[k].rebalances]),
+    ]
+    for count, name, names in need:
+        may = [k for k in names if k in kinds]
+        while may and count(faults) < wanted.get(name, 0):
+            (kind,) = r.choices(may, [kinds[k].share for k in may])
+            faults.append(_draw(r, kind, r.choice(kinds[kind].ways), workers, brokers))
+    r.shuffle(faults)
+    return tuple(faults)
+
+
+def _draw(r: random.Random, kind: str, way: str, workers: int, brokers: int) -> Fault:
+    spec = KINDS[kind]
+    slot = workers if kind == "join" else r.randrange(brokers if kind in ("broker", "leader") else workers)
+    after = r.uniform(0, 1) if r.random() < 0.2 else r.uniform(2, 6)  # some at once
+    return Fault(kind, round(after, 2), round(r.uniform(*spec.seconds), 2), slot, way, r.randrange(1 << 30))
+
+
+def shrink(faults: Sequence[Fault], fails: Callable[[Sequence[Fault]], bool]) -> tuple[Fault, ...]:
+    """The shortest schedule found that still fails, none of whose faults can be left out (delta debugging, ddmin).
+
+    Source: Zeller and Hildebrandt, Simplifying and Isolating Failure-Inducing Input, IEEE TSE 28(2), 2002.
+    """
+    left, parts = list(faults), 2
+    while len(left) >= 2:
+        size = -(-len(left) // parts)
+        chunks = [left[i : i + size] for i in range(0, len(left), size)]
+        rest = [[f for j, chunk in enumerate(chunks) if j != i for f in chunk] for i in range(len(chunks))]
+        if found := next((c for c in chunks if len(c) < len(left) and fails(c)), None):
+            left, parts = found, 2
+        elif len(chunks) > 2 and (found := next((c for c in rest if fails(c)), None)):
+            left, parts = found, max(parts - 1, 2)
+        elif parts >= len(left):
+            break
+        else:
+            parts = min(len(left), parts * 2)
+    return tuple(left)
