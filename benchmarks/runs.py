@@ -38,6 +38,8 @@ FOOD = Recipe(
     **ORDERS, preset="s", max_len=50, epochs=6, ema=0.99, batch_events=512, negatives=1024, residual_dropout=0.1, residual_decay=1.0,
     drop_platform=0.0, unknown_platform=0.0,
 )  # fmt: skip
+BRIEF = FOOD.model_copy(update={"epochs": 3, "batch_events": 1024})
+"""For comparisons: a third of the steps."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_lett
 from schemas.events import BEHAVIORS, MAX_TS_MS, MAX_VALUE, Event, canonical_user, decode_event, encode_event, hash64
 from schemas.items import Item, ItemVector, clip_categories, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import Evidence, Interest, Profile, decode_profile, encode_profile, pack_vector, unpack_vector
+from schemas.releases import Release, decode_release, encode_release
 
 EVENT = Event(1, "u1", 1_767_323_045_678, 2**64 - 1, 3, 11, "sku-1", "a1", 18.5, None, "events.shop", 2, 99)
 ITEM = ItemVector("shop:sku-1", "Mug", ("Kitchen",), "space", 2, pack_vector(np.array([0.6, -0.8])), 1_767_323_045_678)
@@ -21,6 +22,7 @@ PROFILE = Profile(
     (Interest("Kitchen", 1.0, 0.5, {"shop": 1.0}, (Evidence("shop:sku-1", "Mug", "buy", 1_767_323_045_678),)),),
 )  # fmt: skip
 LETTER = DeadLetter("not-json", "record: want JSON", "shop", "events.shop", 2, 99, 1_767_323_045_678, 1_767_323_045_700, None, b"{")
+RELEASE = Release("s-1", "s-128-1", "s3://b/s-1", "00ff", "canary", 0.05, "baseline-192", 1_767_323_045_700, "retrain", "gate passed", {"hr@10": 0.5})
 
 CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any], Any, str]] = {
     "event": (
@@ -45,6 +47,12 @@ CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any], Any, str
         "8ba17601a6726561736f6ea86e6f742d6a736f6ea664657461696cb17265636f72643a2077616e74204a534f4ea8706c6174666f726da473686f70a5746f706963"
         "ab6576656e74732e73686f70a9706172746974696f6e02a66f666673657463a974696d657374616d70cf0000019b7ca98f2ea26174cf0000019b7ca98f44a36b65"
         "79c0a576616c7565c4017b",
+    ),
+    "release": (
+        encode_release, decode_release, RELEASE,
+        "8ca17601a776657273696f6ea3732d31a873706163655f6964a7732d3132382d31a662756e646c65aa73333a2f2f622f732d31a6646967657374a430306666a5"
+        "7374617465a663616e617279a57368617265cb3fa999999999999aa870726576696f7573ac626173656c696e652d313932a26174cf0000019b7ca98f44a26279"
+        "a77265747261696ea3776879ab6761746520706173736564a76d65747269637381a56872403130cb3fe0000000000000",
     ),
 }  # fmt: skip
 
