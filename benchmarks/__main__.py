@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-QUESTIONS = ("mapping", "update", "whole", "age", "overload", "restore", "disk", "memory", "tower")
+QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower")
 HEAVY = ("quotas", "peers", "towers")
 """Minutes of work, or an environment of their own: by name only."""
 

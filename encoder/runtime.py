@@ -84,12 +84,12 @@ class Projected:
                 grown = np.zeros((len(table.vectors), self._dims), np.float32)
                 grown[: len(self._rows)] = self._rows
                 self._rows = grown
-            stale = np.flatnonzero(table.written > self._seen)
-            self._seen = table.writes
+            stale, writes = np.flatnonzero(table.written > self._seen), table.writes
             for a in range(0, len(stale), ITEMS_AT_ONCE):
                 at = stale[a : a + ITEMS_AT_ONCE]
                 there = table.vectors[at].any(1, keepdims=True)
                 self._rows[at] = self._project(table.vectors[at], table.keys[at]) * there
+            self._seen = writes  # only now: a projection that failed is made again
         return self._rows
 
 

@@ -48,8 +48,11 @@ class Owned:
         return self._worker.ranker
 
     def health(self) -> dict[str, Any]:
-        """Whether the worker goes on."""
-        return {"status": "failed" if self._worker.failed.done() else "ok"}
+        """Whether the worker goes on, and whether its encoder fails: events then wait, or the fallback encodes; reads are answered."""
+        if self._worker.failed.done():
+            return {"status": "failed"}
+        failing_s = self._worker.guard.failing_s()
+        return {"status": "ok"} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1)}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""
