@@ -68,7 +68,7 @@ def cold() -> None:
     """A tenth of the items held out of training: targets among them against the rest."""
     log, _ = food_kitchen()
     left, split = cold_items(log, 0.1, 0.2, SEED)
-    one = run("cold", left, split, BRIEF)
+    one = run("cold", left, split, BRIEF.model_copy(update={"residual_dropout": 0.5}))
     target = left.items[split.test.target]
     platform, unseen = left.catalogue.platform[target], left.counts(split.trained(len(left.rows)))[target] == 0
     day0 = rank(decayed_mean(), left, split.test).rank

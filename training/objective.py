@@ -19,14 +19,19 @@ from training.log import EventLog
 
 
 class Sampler:
-    """Negatives per platform, drawn from counts^power with replacement; and what logQ needs of them."""
+    """Negatives per platform, drawn from counts^power with replacement; and what logQ needs of them.
+
+    Items without a training event are none: nobody turned them down, and a model that was told so would rank new items last.
+    """
 
     def __init__(self, counts: np.ndarray, platform: np.ndarray, size: int, power: float, logq: bool) -> None:
         self.size = size
         self._rows, self._edges, self._log_expected = {}, {}, {}
         for code in np.unique(platform[platform > 0]).tolist():
-            rows = np.flatnonzero(platform == code)
-            share = (counts[rows] + 1.0) ** power  # every item can be drawn
+            rows = np.flatnonzero((platform == code) & (counts > 0))
+            if not len(rows):
+                continue
+            share = counts[rows].astype(np.float64) ** power
             share /= share.sum()
             self._rows[code], self._edges[code] = rows, share.cumsum()
             self._log_expected[code] = (np.log(size * share) if logq and size else np.zeros(len(rows))).astype(np.float32)
