@@ -52,10 +52,7 @@ class Owned:
 
     def health(self) -> dict[str, Any]:
         """Whether the worker goes on, which encoders it has, and which releases it refused and why."""
-        lineup, status = self._worker.lineup(), "failed" if self._worker.failed.done() else "ok"
-        tried = lineup.candidate
-        encoders = {"serving": lineup.serving.version, "candidate": tried.version if tried else None, "share": lineup.share}
-        return {"status": status, "encoders": encoders, "refused": self._worker.swapper.refused}
+        return {"status": "failed" if self._worker.failed.done() else "ok", **self._worker.lifecycle.health()}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""

@@ -11,29 +11,25 @@ from typing import Any
 import numpy as np
 
 from encoder.features import UNKNOWN
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import Encoder
 from encoder.towers import load_tower
-from schemas.releases import Release
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
-from streams.fetching import load_release, opening
 from streams.following import follow_items
 from streams.items import load_items
-from streams.lineup import Lineup
+from streams.lifecycle import Lifecycle
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.owners import Owned
 from streams.profiler import Profiler, style_of
 from streams.ranking import Ranker
-from streams.reencode import Reencoder
-from streams.releases import Announced, read_history, serving
+from streams.releases import Announced, read_history
 from streams.restore import restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
-from streams.swap import Swapper
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
@@ -55,19 +51,18 @@ class Worker:
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
-        self.swapper = self._swapper(releases)
+        self.lifecycle = Lifecycle(settings, releases, self.tower, self.store, self.encoding_pool, self.metrics)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        self.profiler = Profiler(self.lineup, self.store, style_of(settings), settings.encoding.policy, self._candidate_failed)
+        lifecycle = self.lifecycle
+        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), settings.encoding.policy, lifecycle.candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
-        r = settings.releases
-        self.reencoder = Reencoder(self.tablets, self.updater, self.lineup, self.metrics, r.reencode_per_s, self.pressed, self.swapper.forget_older)
-        self.swapper.switched = self.reencoder.switched
-        self.ranker = Ranker(self.store, self.tower, lambda space: self.lineup().of_space(space), self.encoding_pool)
+        self.reencoder = self.lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
+        self.ranker = Ranker(self.store, self.tower, lambda space: lifecycle.lineup().of_space(space), self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
@@ -76,34 +71,10 @@ class Worker:
         self._add_agents()
         self._add_gauges()
 
-    def _swapper(self, releases: Sequence[Announced]) -> Swapper:
-        e, r, cache = self.settings.encoding, self.settings.releases, Path(self.settings.worker.data_dir) / "bundles"
-
-        def load(release: Release, beside: Encoder | None = None) -> Encoder:
-            return load_release(release, cache, self.tower.space_id, self.tower.dims, e.threads, e.device, beside)
-
-        wanted = serving(releases)
-        if wanted is None:
-            encoder, release = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device), None
-        else:
-            encoder, release = opening(wanted, cache, load)
-        swapper = Swapper(Lineup(encoder), releases, load, self.store.table, self.encoding_pool, self.metrics, cache, r.retry_s)
-        if release is not None:
-            swapper.began(release)
-        return swapper
-
-    def lineup(self) -> Lineup:
-        """The encoders as they are now."""
-        return self.swapper.lineup
-
     @property
     def encoder(self) -> Encoder:
         """The one that serves."""
-        return self.swapper.lineup.serving
-
-    def _candidate_failed(self, error: Exception) -> None:
-        self.metrics.candidate_failures.inc()
-        log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
+        return self.lifecycle.lineup().serving
 
     # Agents and the group
 
@@ -168,7 +139,6 @@ class Worker:
         m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", lambda: tablets.total("memory"))
         m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
         m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
-        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", self.reencoder.pending)
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
         m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
 
@@ -197,9 +167,8 @@ class Worker:
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.updater.arrived))
         self.spawn(self.updater.reencode_forever())
-        self.spawn(self.reencoder.forever())
-        if self.settings.follows():
-            self.spawn(self.swapper.follow(self.settings.kafka, self.settings.topic("releases")))
+        for task in self.lifecycle.tasks():
+            self.spawn(task)
         self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
