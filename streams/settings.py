@@ -98,6 +98,8 @@ class Encoding(Section):
     encoder: str = Field("baseline", description="`baseline`, `demo` (shipped, for the synthetic world), or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
+    fallback: Literal["none", "baseline"] = Field("none", description="While the encoder fails: events wait, or the baseline encodes")
+    fallback_after_s: float = Field(30.0, ge=0, description="Seconds of failing after which the fallback steps in")
     window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")
     window_per_platform: int = Field(0, ge=0, le=64, description="Besides, the newest of each platform; 0: none")
     window_strong: int = Field(0, ge=0, le=512, description="Besides, the newest strong actions, such as buy, like, follow or hide; 0: none")

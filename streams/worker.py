@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from encoder.baseline import Baseline
 from encoder.features import UNKNOWN
 from encoder.runtime import Encoder
 from encoder.towers import load_tower
@@ -17,7 +18,9 @@ from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
 from streams.following import follow_items
+from streams.guard import Guard
 from streams.items import load_items
+from streams.late import Late
 from streams.lifecycle import Lifecycle
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
@@ -58,11 +61,16 @@ class Worker:
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        lifecycle = self.lifecycle
-        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), settings.encoding.policy, lifecycle.candidate_failed)
+        lifecycle, e = self.lifecycle, settings.encoding
+        self.spare = Baseline(self.tower.dims, self.tower.space_id)
+        fallback = self.spare if e.fallback == "baseline" else None
+        self.guard = Guard(fallback, e.fallback_after_s, self.metrics.encoder_failures.inc, self.metrics.fallback.inc)
+        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
-        self.reencoder = self.lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
-        self.ranker = Ranker(self.store, self.tower, lambda space: lifecycle.lineup().of_space(space), self.encoding_pool)
+        self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)
+        self.updater.fell_back = self.late.fell_back
+        self.reencoder = lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
+        self.ranker = Ranker(self.store, self.tower, self._encoder_of, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
@@ -75,6 +83,10 @@ class Worker:
     def encoder(self) -> Encoder:
         """The one that serves."""
         return self.lifecycle.lineup().serving
+
+    def _encoder_of(self, space_id: str) -> Encoder | None:
+        """Who projects items for profiles of a space: also for those that the fallback made."""
+        return self.lifecycle.lineup().of_space(space_id) or (self.spare if space_id == self.spare.space_id else None)
 
     # Agents and the group
 
@@ -117,10 +129,11 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        policy = self.settings.encoding.policy
+        policy, count = self.settings.encoding.policy, self.metrics.restored.inc
+        spare = None if self.encoder.version == self.spare.version else self.spare.version  # also where the fallback is off by now
         while True:
             tablet.strange = False
-            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, self.metrics.restored.inc)
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, spare)
             if wrong and not await self.updater.repair(tablet, wrong):
                 return
             if not tablet.strange:  # else another worker's rows came in between
@@ -129,7 +142,7 @@ class Worker:
         known = [int.from_bytes(k, "big") for k in tablet.awaited()]
         rows = self.store.table.index(np.array(known, np.uint64))
         self.reencoder.restored(tablet)
-        self.updater.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
+        self.late.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
 
     def _add_gauges(self) -> None:
         m, tablets = self.metrics, self.tablets
@@ -140,6 +153,8 @@ class Worker:
         m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
         m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
+        m.gauge("currents_encoder_failing_seconds", "For how long the encoder has failed; 0 while it works", self.guard.failing_s)
+        m.gauge("currents_late_items", "Items whose users are to be encoded again and were not looked for yet", self.late.pending)
         m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
 
     def lag(self) -> float:
@@ -165,8 +180,8 @@ class Worker:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
         self.spawn(serve(Owned(self), self.socket))
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
-        self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.updater.arrived))
-        self.spawn(self.updater.reencode_forever())
+        self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.late.arrived))
+        self.spawn(self.late.forever())
         for task in self.lifecycle.tasks():
             self.spawn(task)
         self.spawn(self.tablets.flush_forever())
