@@ -130,7 +130,8 @@ class Worker:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
         policy, count = self.settings.encoding.policy, self.metrics.restored.inc
-        spare = None if self.encoder.version == self.spare.version else self.spare.version  # also where the fallback is off by now
+        by_look = self.encoder.version == self.spare.version or self.settings.releases.reencode_per_s  # whom the fallback left is found anyway
+        spare = None if by_look else self.spare.version
         while True:
             tablet.strange = False
             wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, spare)

@@ -30,7 +30,7 @@ from streams.tablets import now_ms
 from streams.topics import admin, create
 from streams.verify import read_topic
 from streams.worker import Worker, running
-from tests.broker.test_replica import PARTITIONS, PLATFORM, until
+from tests.broker.live import PARTITIONS, PLATFORM, until
 from tests.bundles import variant
 
 pytestmark = pytest.mark.broker
@@ -194,7 +194,7 @@ def test_starts_with_the_topic(bootstrap: str, tmp_path: Path) -> None:
         async with running(settings) as worker:
             assert worker.encoder.version == "v2"
             await everybody_is_of(worker, "v2", 20)
-            assert worker.metrics.value("currents_released_profiles_total") == 20
+            await until(lambda: _true(worker.metrics.value("currents_released_profiles_total") == 20))
         off = settings.model_copy(update={"releases": settings.releases.model_copy(update={"follow": "off"})})
         async with running(off) as worker:
             assert worker.encoder.version == "baseline-3"
@@ -283,5 +283,54 @@ def test_trial_is_decided(bootstrap: str, tmp_path: Path, better: bool) -> None:
             assert last.release.metrics["online_events"] >= 150
             assert worker.url in last.release.by
             await everybody_is_of(worker, "baseline-3")
+
+    asyncio.run(scenario())
+
+
+def test_newest_first(bootstrap: str, tmp_path: Path) -> None:
+    """After a change users are encoded again in the order of their newest events, the newest first, none twice."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1 = variant(tmp_path / "1", "v1", 1)
+
+    async def scenario() -> list[Any]:
+        async with loaded(settings) as (worker, load):
+            await load.events(400)
+            await load.folded(worker)
+            await tell(settings, "serving", v1)
+            await everybody_is_of(worker, "v1")
+            await until(lambda: _true(worker.metrics.value("currents_released_profiles_total") == USERS))  # counted once acknowledged
+            assert worker.reencoder.pending() == 0
+        return await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS)
+
+    rows = [(r.partition, decode_profile(r.value)) for r in asyncio.run(scenario())]
+    again = [(partition, p.last_event_at) for partition, p in rows if p.encoder_version == "v1"]
+    assert len(again) == USERS
+    for partition in range(PARTITIONS):
+        times = [at for p, at in again if p == partition]
+        assert times == sorted(times, reverse=True)
+
+
+def test_who_is_read(bootstrap: str, tmp_path: Path) -> None:
+    """With no rate for the others, only who acts or is read goes over; a read answers with what is there, and the next one with the new vector."""
+    settings = settings_of(bootstrap, tmp_path, reencode_per_s=0)
+    v1 = variant(tmp_path / "1", "v1", 1)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            await load.events(300)
+            await load.folded(worker)
+            await tell(settings, "serving", v1)
+            await until(lambda: _true(worker.encoder.version == "v1"))
+
+            async def version() -> str:
+                return str((await client.get("/v1/profiles/u7")).json()["encoder_version"])
+
+            assert await version() == "baseline-3"
+
+            async def is_over() -> bool:
+                return await version() == "v1"
+
+            await until(is_over)
+            assert {u for u, p in stored(worker).items() if p.encoder_version == "v1"} == {"u7"}
 
     asyncio.run(scenario())
