@@ -37,7 +37,10 @@ class Owned:
             raise not_yet("this worker does not have the user's tablet")
         if not tablet.restored.is_set():
             raise not_yet("the user's tablet is being restored")
-        return tablet.profile(user)
+        profile = tablet.profile(user)
+        if profile and self.settings.releases.reencode_on_read:
+            self._worker.reencoder.read(tablet.partition, user, profile)
+        return profile
 
     def freshness(self, users: Sequence[bytes]) -> Mapping[str, str]:
         """None: what a worker has stored is what it has published."""
@@ -48,11 +51,11 @@ class Owned:
         return self._worker.ranker
 
     def health(self) -> dict[str, Any]:
-        """Whether the worker goes on, and whether its encoder fails: events then wait, or the fallback encodes; reads are answered."""
+        """Whether the worker goes on; whether its encoder fails: events then wait, or the fallback encodes, and reads are answered; its encoders."""
         if self._worker.failed.done():
             return {"status": "failed"}
-        failing_s = self._worker.guard.failing_s()
-        return {"status": "ok"} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1)}
+        failing_s, about = self._worker.guard.failing_s(), self._worker.lifecycle.health()
+        return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""

@@ -14,6 +14,7 @@ from encoder.recipe import Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
 from schemas.windows import Policy
+from streams.trial import Rules
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -148,6 +149,30 @@ class Serve(Section):
     write_buffer_mb: int = Field(16, ge=1, description="RocksDB memtable of one partition, MiB")
 
 
+class Releases(Section):
+    """Which encoder workers take from `<prefix>.releases`, and how they go over to it: `docs/swapping.md`."""
+
+    follow: Literal["auto", "on", "off"] = Field(
+        "auto", description="`on`: what is served there wins over `encoding.encoder`; `off`: never; `auto`: on while `encoding.encoder` is `baseline`"
+    )
+    retry_s: float = Field(30.0, gt=0, description="Seconds until a bundle is tried again whose store was away")
+    reencode_per_s: float = Field(
+        1000.0, ge=0, description="Users a second and worker who are encoded again after a change; 0: none but who act or are read"
+    )
+    observed_per_s: float = Field(20.0, ge=0, description="Arriving events a second and worker that test the profile before them; 0: none")
+    decide: bool = Field(True, description="A canary is promoted or rolled back by the rules below; else only by a command")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Chance that the rules are wrong, over a whole trial")
+    tolerated_loss: float = Field(0.01, ge=0, le=1, description="Live hit rate that a candidate may have lost and be promoted")
+    least_events: int = Field(500, ge=1, description="Events of a trial before anything is decided")
+    most_events: int = Field(100_000, ge=1, description="Events after which a candidate that is not known to be good enough is rolled back")
+    reencode_on_read: bool = Field(True, description="Who is read and has an earlier encoder's profile is the next to be encoded again")
+
+    @property
+    def rules(self) -> Rules:
+        """When a trial ends."""
+        return Rules(self.alpha, self.tolerated_loss, self.least_events, self.most_events)
+
+
 class Settings(BaseSettings):
     """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
 
@@ -160,6 +185,7 @@ class Settings(BaseSettings):
     portrait: Portrait = Portrait()
     query: Query = Query()
     serve: Serve = Serve()
+    releases: Releases = Releases()
     training: Recipe = Recipe()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
 
@@ -178,6 +204,10 @@ class Settings(BaseSettings):
             if twice is not None:
                 raise ValueError(f"platforms: {what} = {twice!r} stands twice")
         return self
+
+    def follows(self) -> bool:
+        """Whether the topic of releases says which encoder serves."""
+        return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
     def topic(self, name: str) -> str:
         """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""

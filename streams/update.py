@@ -19,6 +19,7 @@ from streams.batches import RecordBatch
 from streams.faults import point
 from streams.guard import EncoderDown
 from streams.metrics import Metrics
+from streams.observing import Case, Observer
 from streams.profiler import Profiler
 from streams.sending import Row, Sender
 from streams.settings import Settings
@@ -37,6 +38,7 @@ class Folded:
     windows: list[bytes] = field(default_factory=list)
     profiles: list[bytes] = field(default_factory=list)
     waiting: list[tuple[bytes, bytes]] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     events: int = 0
     unchanged: int = 0
@@ -49,6 +51,7 @@ class Updater:
         self._settings, self._tablets, self._profiler, self._sender, self._metrics, self._pool = settings, tablets, profiler, sender, metrics, pool
         self._names = {p.code: p.name for p in settings.platforms}
         self._windows, self._profiles, self._dead = settings.topic("windows"), settings.topic("profiles"), settings.topic("dead-letters")
+        self.observer: Observer | None = None
         self.fell_back: Callable[[int], None] = lambda partition: None
         """Called with the partition of a tablet in which the fallback's profiles were written."""
 
@@ -81,6 +84,8 @@ class Updater:
                     return []
             for tablet, part in folded.items():
                 self._count(records[tablet], part)
+            if self.observer is not None and (cases := [c for f in folded.values() for c in f.cases]):
+                self._pool.submit(self.observer.measure, cases)
             return current
 
     async def _write(self, folded: dict[Tablet, Folded]) -> bool:
@@ -148,6 +153,8 @@ class Updater:
             policy = self._settings.encoding.policy
             before = tablet.windows(out.users)
             out.windows = [fold(window, rows, policy) for window, rows in zip(before, by_user.values(), strict=True)]
+            if self.observer is not None:
+                out.cases = self.observer.cases(tablet, out.users, before, list(by_user.values()), now_ms())
             out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
         return out
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from encoder.baseline import Baseline
 from encoder.features import UNKNOWN
-from encoder.runtime import load_encoder
+from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
@@ -21,11 +21,13 @@ from streams.following import follow_items
 from streams.guard import Guard
 from streams.items import load_items
 from streams.late import Late
+from streams.lifecycle import Lifecycle
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.owners import Owned
 from streams.profiler import Profiler, style_of
 from streams.ranking import Ranker
+from streams.releases import Announced, read_history
 from streams.restore import restore
 from streams.sending import Sender
 from streams.serving import serve
@@ -43,32 +45,32 @@ PRESSED = 4  # live events press when more than a quarter of the largest batch w
 class Worker:
     """A running worker. Use it through `running`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, releases: Sequence[Announced] = ()) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self._lock = claim(settings.worker.data_dir)
         self.tower = load_tower(settings.encoding.tower)
-        e = settings.encoding
-        self.encoder = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device)
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
+        self.lifecycle = Lifecycle(settings, releases, self.tower, self.store, self.encoding_pool, self.metrics)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        self.spare = None if e.encoder == "baseline" else Baseline(self.tower.dims, self.tower.space_id)
+        lifecycle, e = self.lifecycle, settings.encoding
+        self.spare = Baseline(self.tower.dims, self.tower.space_id)
         fallback = self.spare if e.fallback == "baseline" else None
         self.guard = Guard(fallback, e.fallback_after_s, self.metrics.encoder_failures.inc, self.metrics.fallback.inc)
-        self.profiler = Profiler(self.encoder, self.store, style_of(settings), e.policy, self.guard)
+        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)
         self.updater.fell_back = self.late.fell_back
-        encoders = {x.space_id: x for x in (self.spare, self.encoder) if x is not None}
-        self.ranker = Ranker(self.store, self.tower, encoders, self.encoding_pool)
+        self.reencoder = lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
+        self.ranker = Ranker(self.store, self.tower, self._encoder_of, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
@@ -76,6 +78,15 @@ class Worker:
         self._stopping = False
         self._add_agents()
         self._add_gauges()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one that serves."""
+        return self.lifecycle.lineup().serving
+
+    def _encoder_of(self, space_id: str) -> Encoder | None:
+        """Who projects items for profiles of a space: also for those that the fallback made."""
+        return self.lifecycle.lineup().of_space(space_id) or (self.spare if space_id == self.spare.space_id else None)
 
     # Agents and the group
 
@@ -119,7 +130,8 @@ class Worker:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
         policy, count = self.settings.encoding.policy, self.metrics.restored.inc
-        spare = None if self.spare is None else self.spare.version  # also where the fallback is off by now: what it made is made again
+        by_look = self.encoder.version == self.spare.version or self.settings.releases.reencode_per_s  # whom the fallback left is found anyway
+        spare = None if by_look else self.spare.version
         while True:
             tablet.strange = False
             wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, spare)
@@ -130,6 +142,7 @@ class Worker:
         tablet.restored.set()
         known = [int.from_bytes(k, "big") for k in tablet.awaited()]
         rows = self.store.table.index(np.array(known, np.uint64))
+        self.reencoder.restored(tablet)
         self.late.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
 
     def _add_gauges(self) -> None:
@@ -152,7 +165,7 @@ class Worker:
         return sum(self.app.lag(tp) or 0 for tp in self.app.consumer.assignment())
 
     def pressed(self) -> bool:
-        """Whether unified events wait, more than a large part of one batch: then late items have to."""
+        """Whether unified events wait, more than a large part of one batch: then whoever is encoded again has to."""
         if self.tablets.generation is None:
             return False
         topic, most = self.settings.topic("events"), self.settings.worker.max_poll_records // PRESSED
@@ -170,6 +183,8 @@ class Worker:
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.late.arrived))
         self.spawn(self.late.forever())
+        for task in self.lifecycle.tasks():
+            self.spawn(task)
         self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
@@ -199,7 +214,8 @@ class Worker:
 async def running(settings: Settings) -> AsyncIterator[Worker]:
     """A started worker; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError, BundleError before it joins."""
     await asyncio.to_thread(prepare, settings)
-    worker = Worker(settings)
+    releases = await read_history(settings.kafka, settings.topic("releases")) if settings.follows() else []
+    worker = Worker(settings, releases)
     try:
         await worker.start()
         yield worker

@@ -9,6 +9,7 @@ import pytest
 
 from encoder.features import Features, ItemTable
 from encoder.runtime import Encoder
+from streams.lineup import Lineup
 from streams.worker import PRESSED, running
 from tests.broker.live import events, items, profiles, settings_of, wait, windows_wrong
 
@@ -22,6 +23,7 @@ class Slow:
     def __init__(self, encoder: Encoder) -> None:
         self._real, self.takes_s = encoder, 0.0
         self.version, self.space_id, self.dims, self.max_len = encoder.version, encoder.space_id, encoder.dims, encoder.max_len
+        self.projected = encoder.projected
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
         time.sleep(self.takes_s)
@@ -37,7 +39,8 @@ def test_late_items_wait(bootstrap: str, tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with running(settings) as worker:
-            slow = worker.profiler.encoder = Slow(worker.profiler.encoder)
+            slow = Slow(worker.encoder)
+            worker.lifecycle.swapper.lineup = Lineup(slow)
             value = worker.metrics.value
             await items(settings)
             await wait(worker, lambda: worker.store.table.size > 10)

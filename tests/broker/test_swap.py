@@ -1,0 +1,336 @@
+"""A worker whose encoder changes while events arrive."""
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from encoder.features import ItemTable, featurize
+from encoder.runtime import Encoder, load_encoder
+from encoder.towers import load_tower
+from schemas.events import decode_event
+from schemas.items import decode_item_vector, item_key, item_name
+from schemas.profiles import Profile, decode_profile, unpack_vector
+from schemas.releases import Release, encode_release
+from schemas.windows import Policy, fold, row_of
+from streams.lineup import in_canary
+from streams.releases import announce
+from streams.settings import Settings
+from streams.tablets import now_ms
+from streams.topics import admin, create
+from streams.verify import read_topic
+from streams.worker import Worker, running
+from tests.broker.live import PARTITIONS, PLATFORM, until
+from tests.bundles import variant
+
+pytestmark = pytest.mark.broker
+ITEMS, USERS = 210, 40
+KINDS = ("Green tea pot", "Trail running shoes", "Jazz guitar", "Tomato seedlings", "Chess clock", "Oil paint", "Robot arm")
+
+
+def settings_of(bootstrap: str, folder: Path, **releases: Any) -> Settings:
+    prefix = f"s{random.getrandbits(60)}"
+    settings = Settings(
+        kafka={"bootstrap": bootstrap},
+        worker={"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker"},
+        query={"port": 0},
+        releases={"retry_s": 0.2, **releases},
+        platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
+    )
+    client = admin(settings.kafka)
+    create(client, settings, platforms=True)
+    client.close()
+    return settings
+
+
+class Load:
+    """Events of users on known items, each of a time of its own."""
+
+    def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
+        self._settings, self._producer, self._r, self.sent = settings, producer, random.Random(1), 0
+        self._from = now_ms() - 10_000_000
+
+    async def items(self, worker: Worker) -> None:
+        for n in range(ITEMS):
+            row = {"id": f"i{n}", "title": f"{KINDS[n % 7]} {n}", "categories": [KINDS[n % 7]]}
+            await self._producer.send(self._settings.platforms[0].items_topic, orjson.dumps(row))
+        await until(lambda: _true(worker.store.table.size > ITEMS))
+
+    async def events(self, n: int, users: int = USERS, taste: bool = False) -> None:
+        """`taste`: of things of the user's own kind."""
+        for _ in range(n):
+            self.sent += 1
+            user, item = self._r.randrange(users), self._r.randrange(ITEMS)
+            row: dict[str, Any] = {
+                "account": f"u{user}", "item": f"i{item // 7 * 7 % (ITEMS - 7) + user % 7 if taste else item}", "behavior": "view",
+                "time": self._from + self.sent * 1000, "id": str(self.sent),
+            }  # fmt: skip
+            await self._producer.send(self._settings.platforms[0].topic, orjson.dumps(row), row["account"].encode())  # in order within a user
+        await self._producer.flush()
+
+    async def folded(self, worker: Worker) -> None:
+        await until(lambda: _true(worker.metrics.value("currents_folded_total") >= self.sent))
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@contextlib.asynccontextmanager
+async def loaded(settings: Settings) -> AsyncIterator[tuple[Worker, Load]]:
+    """A worker that knows all items."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
+    await producer.start()
+    try:
+        async with running(settings) as worker:
+            load = Load(settings, producer)
+            await load.items(worker)
+            yield worker, load
+    finally:
+        await producer.stop()
+
+
+async def tell(settings: Settings, channel: Any, release: Release) -> None:
+    await announce(settings.kafka, settings.topic("releases"), channel, release)
+
+
+def stored(worker: Worker) -> dict[str, Profile]:
+    return {u.decode(): decode_profile(p) for t in worker.tablets for u, p in t.scan("profiles")}
+
+
+async def everybody_is_of(worker: Worker, version: str, users: int = USERS) -> None:
+    async def are() -> bool:
+        found = stored(worker)
+        return len(found) == users and all(p.encoder_version == version for p in found.values())
+
+    await until(are)
+
+
+async def untrue(settings: Settings, encoders: Mapping[tuple[str, str], Encoder]) -> tuple[int, int, dict[str, int]]:
+    """Rows of the profile changelog; those whose vector is not what the encoder they name makes of their window; rows of each version.
+
+    A profile says how many events its window had, and events are sent in order: so its window is the user's first so many.
+    """
+    tower = load_tower("static")
+    table = ItemTable(tower.dims)
+    for record in await read_topic(settings.kafka, settings.topic("item-vectors"), PARTITIONS):
+        item = decode_item_vector(record.value)
+        table.put(item_key(item.item), unpack_vector(item.vector))
+    windows: dict[bytes, list[bytes]] = defaultdict(list)
+    for record in await read_topic(settings.kafka, settings.topic("events"), PARTITIONS):
+        event = decode_event(record.value)
+        windows[record.key].append(row_of(event, item_name("shop", event.item_id)))
+    rows, wrong, versions = 0, 0, dict[str, int]()
+    for record in await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS):
+        profile = decode_profile(record.value)
+        features = featurize([fold(None, windows[record.key][: profile.events], Policy(64))], table, 64)
+        versions[profile.encoder_version] = versions.get(profile.encoder_version, 0) + 1
+        rows += 1
+        made = {key: e.encode(features, table)[0] for key, e in encoders.items()}
+        vector = unpack_vector(profile.vector)
+        near = {key for key, v in made.items() if len(v) == len(vector) and np.allclose(v, vector, atol=2e-3)}
+        wrong += near != {(profile.encoder_version, profile.space_id)}
+    return rows, wrong, versions
+
+
+def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
+    """Across several swaps, refusals and a way back, every published vector is made by the encoder that it names, and nothing is lost."""
+    settings = settings_of(bootstrap, tmp_path)
+    releases = {n: variant(tmp_path / n, n, i) for i, n in enumerate(("v1", "v2", "v3"))}
+    releases["v3"] = variant(tmp_path / "minor", "v3", 9, 0.02, space_id="space-v1")
+    broken = msgspec.structs.replace(releases["v1"], version="bad", digest="0" * 64)
+
+    async def scenario() -> Any:
+        async with loaded(settings) as (worker, load):
+            assert worker.encoder.version == "baseline-3"
+            for release in (releases["v1"], releases["v2"], broken, releases["v1"], releases["v3"]):
+                await load.events(120)
+                await tell(settings, "serving", release)
+                await load.events(120)
+                await until(lambda r=release: _true(worker.encoder.version == r.version or r.version in worker.lifecycle.swapper.refused))
+                await load.events(60)
+            await load.folded(worker)
+            await everybody_is_of(worker, "v3")
+            async with httpx.AsyncClient(base_url=worker.url) as client:
+                health = (await client.get("/healthz")).json()
+            return worker.metrics.value("currents_swap_seconds_count"), health
+
+    swaps, health = asyncio.run(scenario())
+    assert swaps == 4
+    assert health["encoders"]["serving"] == "v3"
+    assert "sha256" in health["refused"]["bad"]
+    tower = load_tower("static")
+    encoders: dict[tuple[str, str], Encoder] = {}
+    for where in ("baseline", *(r.bundle for r in releases.values())):
+        e = load_encoder(where, tower.space_id, tower.dims)
+        encoders[e.version, e.space_id] = e
+    rows, wrong, versions = asyncio.run(untrue(settings, encoders))
+    assert (wrong, set(versions)) == (0, {"baseline-3", "v1", "v2", "v3"})
+    assert rows >= 40
+
+
+def test_starts_with_the_topic(bootstrap: str, tmp_path: Path) -> None:
+    """A worker begins with what the topic serves, and encodes again whom another encoder left; with `follow` off it takes its setting."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1, v2 = variant(tmp_path / "1", "v1", 1), variant(tmp_path / "2", "v2", 2)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            await load.events(100, 20)
+            await load.folded(worker)
+            await everybody_is_of(worker, "baseline-3", 20)
+        await tell(settings, "serving", v1)
+        await tell(settings, "serving", v2)
+        async with running(settings) as worker:
+            assert worker.encoder.version == "v2"
+            await everybody_is_of(worker, "v2", 20)
+            await until(lambda: _true(worker.metrics.value("currents_released_profiles_total") == 20))
+        off = settings.model_copy(update={"releases": settings.releases.model_copy(update={"follow": "off"})})
+        async with running(off) as worker:
+            assert worker.encoder.version == "baseline-3"
+
+    asyncio.run(scenario())
+
+
+def test_canary_users(bootstrap: str, tmp_path: Path) -> None:
+    """A share of the users gets the candidate's vectors, labelled so and ranked by its items; when the trial ends they get the serving ones again."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1 = msgspec.structs.replace(variant(tmp_path / "1", "v1", 1), state="canary", share=0.4)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            await load.events(300)
+            await load.folded(worker)
+            await tell(settings, "candidate", v1)
+            chosen = {f"u{n}" for n in range(USERS) if in_canary(f"u{n}".encode(), "v1", 0.4)}
+
+            async def are_tried() -> bool:
+                return {u for u, p in stored(worker).items() if p.encoder_version == "v1" and p.space_id == "space-v1"} == chosen
+
+            await until(are_tried)
+            assert 0 < len(chosen) < USERS
+            await load.events(100)
+            await load.folded(worker)
+            assert await are_tried()
+            for user, space in ((next(iter(chosen)), "space-v1"), (next(f"u{n}" for n in range(USERS) if f"u{n}" not in chosen), "static")):
+                answer = (await client.post(f"/v1/profiles/{user}:rank", json={"items": ["shop:i1", "shop:i2"]})).json()
+                assert answer["space_id"].startswith(space)
+                assert len(answer["ranked"]) == 2
+            await tell(settings, "candidate", msgspec.structs.replace(v1, state="rolled-back", share=0.0))
+            await everybody_is_of(worker, "baseline-3")
+
+    asyncio.run(scenario())
+
+
+def test_invalid_record_changes_nothing(bootstrap: str, tmp_path: Path) -> None:
+    """A worker that meets records that are not valid goes on, and counts them."""
+    settings = settings_of(bootstrap, tmp_path)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+            await producer.start()
+            for key, value in ((b"serving", b"\xc1"), (b"other", encode_release(variant(tmp_path / "1", "v1", 1))), (b"serving", None)):
+                await producer.send_and_wait(settings.topic("releases"), value, key, partition=0)
+            await producer.stop()
+            await until(lambda: _true(worker.metrics.value("currents_releases_refused_total") == 3))
+            await load.events(50)
+            await load.folded(worker)
+            assert worker.encoder.version == "baseline-3"
+            assert {u.encoder_version for u in stored(worker).values()} == {"baseline-3"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("better", [True, False], ids=["better", "worse"])
+def test_trial_is_decided(bootstrap: str, tmp_path: Path, better: bool) -> None:
+    """A canary that is better on arriving events is promoted, a worse one rolled back, by one record with figures; all users follow."""
+    settings = settings_of(bootstrap, tmp_path, observed_per_s=2000, least_events=150, tolerated_loss=0.05)
+    noise = variant(tmp_path / "noise", "noise", 1, 30.0)
+    day_0 = Release("baseline-3", load_tower("static").space_id, "", "", "serving", 1.0, "", 1, "test", "")
+    served, tried = (noise, day_0) if better else (day_0, noise)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            await tell(settings, "serving", served)
+            await load.events(100, taste=True)
+            await until(lambda: _true(worker.encoder.version == served.version))
+            await tell(settings, "candidate", msgspec.structs.replace(tried, state="canary", share=0.3))
+            await until(lambda: _true(worker.lifecycle.lineup().candidate is not None))
+            history = worker.lifecycle.swapper.history
+
+            async def ended() -> bool:
+                await load.events(40, taste=True)
+                await load.folded(worker)
+                return len(history) > 2
+
+            await until(ended)
+            assert len(history) == 3
+            last = history[2]
+            assert last.release is not None
+            assert (last.channel, last.release.version) == (("serving", "baseline-3") if better else ("candidate", "noise"))
+            assert last.release.state == ("promoted" if better else "rolled-back")
+            assert last.release.metrics["online_events"] >= 150
+            assert worker.url in last.release.by
+            await everybody_is_of(worker, "baseline-3")
+
+    asyncio.run(scenario())
+
+
+def test_newest_first(bootstrap: str, tmp_path: Path) -> None:
+    """After a change users are encoded again in the order of their newest events, the newest first, none twice."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1 = variant(tmp_path / "1", "v1", 1)
+
+    async def scenario() -> list[Any]:
+        async with loaded(settings) as (worker, load):
+            await load.events(400)
+            await load.folded(worker)
+            await tell(settings, "serving", v1)
+            await everybody_is_of(worker, "v1")
+            await until(lambda: _true(worker.metrics.value("currents_released_profiles_total") == USERS))  # counted once acknowledged
+            assert worker.reencoder.pending() == 0
+        return await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS)
+
+    rows = [(r.partition, decode_profile(r.value)) for r in asyncio.run(scenario())]
+    again = [(partition, p.last_event_at) for partition, p in rows if p.encoder_version == "v1"]
+    assert len(again) == USERS
+    for partition in range(PARTITIONS):
+        times = [at for p, at in again if p == partition]
+        assert times == sorted(times, reverse=True)
+
+
+def test_who_is_read(bootstrap: str, tmp_path: Path) -> None:
+    """With no rate for the others, only who acts or is read goes over; a read answers with what is there, and the next one with the new vector."""
+    settings = settings_of(bootstrap, tmp_path, reencode_per_s=0)
+    v1 = variant(tmp_path / "1", "v1", 1)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            await load.events(300)
+            await load.folded(worker)
+            await tell(settings, "serving", v1)
+            await until(lambda: _true(worker.encoder.version == "v1"))
+
+            async def version() -> str:
+                return str((await client.get("/v1/profiles/u7")).json()["encoder_version"])
+
+            assert await version() == "baseline-3"
+
+            async def is_over() -> bool:
+                return await version() == "v1"
+
+            await until(is_over)
+            assert {u for u, p in stored(worker).items() if p.encoder_version == "v1"} == {"u7"}
+
+    asyncio.run(scenario())
