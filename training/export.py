@@ -107,8 +107,11 @@ def export(
     metrics: dict[str, float] | None = None,
     int8: tuple[EventLog, Cases] | None = None,
     weights: bool = True,
+    space_id: str = "",
 ) -> Bundle:
     """Write a bundle; `keys` are the item keys of the ID residuals in order; `int8`: in int8, if it is as good on these held-out actions.
+
+    `space_id`: of a release whose vectors this one's compare with (training.align); empty: a space of its own.
 
     Raises BundleError when ONNX and torch differ, or int8 and float32.
     """
@@ -134,7 +137,7 @@ def export(
     digest = hashlib.sha256(graph + items + files[RESIDUALS]).hexdigest()[:8]
     # Every encoder has a space of its own until vectors of two are shown to compare.
     manifest = Manifest(
-        f"{name}-{digest}", f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
+        f"{name}-{digest}", space_id or f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
         made_by="training.export", metrics=measured,
     )  # fmt: skip
     return publish(out, manifest, files)
