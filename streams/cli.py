@@ -37,13 +37,25 @@ def _problems() -> tuple[type[Exception], ...]:
     # Imported when something went wrong: a command like `settings` should not wait for the stream engine.
     from encoder.bundle import BundleError
     from encoder.towers import TowerError
+    from schemas.archive import ArchiveError
     from streams.broker import EmbeddedBrokerError
     from streams.clients import InputError
     from streams.reading import QueryError
     from streams.storage import StorageError
     from streams.topics import BrokerError
 
-    return (SettingsError, BrokerError, StorageError, BundleError, TowerError, EmbeddedBrokerError, InputError, QueryError, FileNotFoundError)
+    return (
+        SettingsError,
+        BrokerError,
+        StorageError,
+        BundleError,
+        TowerError,
+        ArchiveError,
+        EmbeddedBrokerError,
+        InputError,
+        QueryError,
+        FileNotFoundError,
+    )
 
 
 @app.command()
@@ -70,6 +82,20 @@ def serve(config: Config = None) -> None:
     settings = load(config)
     set_up_logging(settings.worker.log_level)
     uvloop.run(run(settings))
+
+
+@app.command()
+def archive(
+    once: Annotated[bool, typer.Option("--once", help="Up to the present end of the topics, then stop")] = False,
+    config: Config = None,
+) -> None:
+    """Write the unified topic, events and items, to Parquet until SIGTERM: each record once."""
+    from streams.archive import run
+    from streams.logs import set_up_logging
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    print_json({"archived": run(settings, once)})
 
 
 @app.command()
