@@ -15,6 +15,7 @@ from streams.settings import Kafka, Settings
 DAY_MS = 86_400_000
 ANY_TIME = {"message.timestamp.after.max.ms": str(2**63 - 1)}
 """A worker whose clock is ahead must not be stopped by the brokers' one hour: its rows are right, and their times are for information."""
+RELEASES_KEPT_MS = 366 * DAY_MS  # of an old release's record, at least: to go back is to write it again
 DEAD_LETTER_BYTES = 16 << 20  # a dead letter holds the whole original event
 
 
@@ -50,7 +51,7 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.topic("item-vectors"), n, compact),
         Topic(settings.topic("dead-letters"), n, dead),
         Topic(settings.topic("redriven"), n, redriven),
-        Topic(settings.topic("releases"), 1, compact),
+        Topic(settings.topic("releases"), 1, {**compact, "min.compaction.lag.ms": str(RELEASES_KEPT_MS)}),
     ]
     platforms = [Topic(name, 0, {}, ours=False) for p in settings.platforms for name in (p.topic, p.items_topic) if name]
     return own + platforms
