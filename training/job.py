@@ -7,13 +7,27 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from encoder.recipe import Recipe, TowerRecipe
+from encoder.recipe import Recipe, Rules, TowerRecipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
 from schemas.windows import Policy
 from training.log import EventLog
 from training.sources import folder_records, read_folder, read_unified, unified, unified_records
 from training.splits import DataError, Split, by_time, leave_one_out
+
+
+class Retraining(BaseModel):
+    """What a retrain is asked for besides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serving: str
+    """`baseline`, `demo`, or the folder of the serving release's bundle."""
+    rules: Rules = Rules()
+    min_events: int = 1
+    epochs: int = 4
+    """From a warm start; `lr` too."""
+    lr: float = 3e-4
 
 
 class Job(BaseModel):
@@ -30,6 +44,7 @@ class Job(BaseModel):
     tower_recipe: TowerRecipe = TowerRecipe()
     window: Policy = Policy(64)
     """What the workers' windows keep."""
+    retrain: Retraining | None = None
 
     @property
     def log_folder(self) -> str:
