@@ -16,6 +16,7 @@ from schemas.mapping import Mapper, PlatformMapping
 from schemas.profiles import decode_profile
 from schemas.windows import DTYPE, NO_DWELL, VERSION
 from streams.items import ItemStore, item_rows
+from streams.lineup import Lineup
 from streams.profiler import Profiler, style_of
 from streams.settings import Settings
 from streams.tablets import Tablet
@@ -42,7 +43,8 @@ def main() -> None:
     items = [mapper.item(item(n)) for n in range(ITEMS)]
     store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]
     keys = np.array([item_key(f"shop:i{n}") for n in range(ITEMS)], np.uint64)
-    profiler = Profiler(load_encoder("baseline", tower.space_id, tower.dims), store, style_of(settings), 64)
+    lineup = Lineup(load_encoder("baseline", tower.space_id, tower.dims))
+    profiler = Profiler(lambda: lineup, store, style_of(settings), 64)
     tablet = Tablet(0, folder / "tablet-0")
     interests, raw = [], 0
     for start in range(0, USERS, BATCH):

@@ -12,6 +12,8 @@ HALF_LIFE = 3.0  # events, not time: measured best on whitened static vectors (d
 class Baseline:
     """u = Σ 0.5^(k / half_life) · sign(behavior) · v, k = 0 for the newest event; then L2."""
 
+    projected = None  # the interest space is the tower's
+
     def __init__(self, dims: int, space_id: str, max_len: int = 32, half_life: float = HALF_LIFE) -> None:
         self.dims, self.space_id, self.max_len = dims, space_id, max_len
         self.version = f"baseline-{half_life:g}"

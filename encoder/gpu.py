@@ -25,7 +25,7 @@ class TorchEncoder:
         # reduce-overhead is inductor with CUDA graphs; a few thousand small kernels would otherwise wait for the CPU.
         self._run = torch.compile(self.model, mode="reduce-overhead", dynamic=False) if self._fast else self.model
         self._residuals = residual_table(bundle)
-        self._projected = Projected(self.project, self.dims)
+        self.projected = Projected(self.project, self.dims)
         self._resident: tuple[int, torch.Tensor] | None = None
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
@@ -46,7 +46,7 @@ class TorchEncoder:
             return np.asarray(self.model.projector(torch.as_tensor(vectors, dtype=torch.float32, device=self.device), residuals).cpu())
 
     def _on_device(self, table: ItemTable) -> torch.Tensor:
-        rows = self._projected.of(table)
+        rows = self.projected.of(table)
         if self._resident is None or self._resident[0] != table.writes or len(self._resident[1]) != len(rows):
             self._resident = table.writes, torch.from_numpy(rows).to(self.device)
         return self._resident[1]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
@@ -36,6 +36,11 @@ class Encoder(Protocol):
         """(n, D) tower vectors and (n,) uint64 item keys, 0 for none -> (n, dims) float32 in the interest space, L2-normalised."""
         ...
 
+    @property
+    def projected(self) -> "Projected | None":
+        """The item table in the interest space; None where that is the tower's."""
+        ...
+
 
 def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1, device: Device = "auto") -> Encoder:
     """`baseline`, `demo`, or the folder of a bundle. Raises BundleError where it does not fit the tower.
@@ -67,30 +72,53 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+class Part(NamedTuple):
+    """Items to be projected, copied from a table that may be written to meanwhile."""
+
+    rows: np.ndarray  # (n,) of the table
+    vectors: np.ndarray  # (n, D) of the tower
+    keys: np.ndarray  # (n,) uint64
+
+
 class Projected:
     """The item table in the interest space, row by row, brought up to date when the table was written to."""
 
     def __init__(self, project: Callable[[np.ndarray, np.ndarray], np.ndarray], dims: int) -> None:
         self._project, self._dims = project, dims
-        self._rows = np.zeros((0, dims), np.float32)
-        self._seen, self._table = 0, ItemTable(0, 1)
+        self._begin(ItemTable(0, 1))
+
+    def _begin(self, table: ItemTable) -> None:
+        self._table, self._rows = table, np.zeros((0, self._dims), np.float32)
+        self._seen = self._until = 0  # writes of the table that are in, and that are in once nothing is left of `_todo`
+        self._todo = np.zeros(0, np.int64)
 
     def of(self, table: ItemTable) -> np.ndarray:
         """(N, dims); row UNKNOWN and forgotten items are zero."""
-        if table is not self._table:
-            self._table, self._seen, self._rows = table, 0, np.zeros((0, self._dims), np.float32)
-        if self._seen < table.writes or not len(self._rows):
-            if len(self._rows) < len(table.vectors):
-                grown = np.zeros((len(table.vectors), self._dims), np.float32)
-                grown[: len(self._rows)] = self._rows
-                self._rows = grown
-            stale = np.flatnonzero(table.written > self._seen)
-            self._seen = table.writes
-            for a in range(0, len(stale), ITEMS_AT_ONCE):
-                at = stale[a : a + ITEMS_AT_ONCE]
-                there = table.vectors[at].any(1, keepdims=True)
-                self._rows[at] = self._project(table.vectors[at], table.keys[at]) * there
+        while (part := self.next(table)) is not None:
+            self.put(part)
         return self._rows
+
+    def next(self, table: ItemTable) -> Part | None:
+        """What is to be projected next, None where nothing is. Call it where the table is not written to; `put` may follow anywhere."""
+        if table is not self._table:
+            self._begin(table)
+        if len(self._rows) < len(table.vectors):
+            grown = np.zeros((len(table.vectors), self._dims), np.float32)
+            grown[: len(self._rows)] = self._rows
+            self._rows = grown
+        if not len(self._todo) and self._seen < table.writes:
+            self._todo, self._until = np.flatnonzero(table.written > self._seen), table.writes
+        at = self._todo[:ITEMS_AT_ONCE]
+        return Part(at, table.vectors[at], table.keys[at]) if len(at) else None
+
+    def put(self, part: Part) -> np.ndarray:
+        """Project a part into its rows; returns them. A part that failed is the next one again."""
+        made: np.ndarray = self._project(part.vectors, part.keys) * part.vectors.any(1, keepdims=True)
+        self._rows[part.rows] = made
+        self._todo = self._todo[len(part.rows) :]
+        if not len(self._todo):
+            self._seen = self._until
+        return made
 
 
 class OnnxEncoder:
@@ -102,11 +130,11 @@ class OnnxEncoder:
         self._windows, self._items = session(bundle.onnx, threads), session(bundle.items, threads)
         self._inputs = {i.name for i in self._windows.get_inputs()}
         self._residuals = residual_table(bundle)
-        self._projected = Projected(self.project, self.dims)
+        self.projected = Projected(self.project, self.dims)
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
         """-> (B, dims) float32, L2-normalised; a zero row where every item is unknown."""
-        features, items = features.newest(self.max_len), self._projected.of(table)
+        features, items = features.newest(self.max_len), self.projected.of(table)
         out = np.zeros((len(features.lengths), self.dims), np.float32)
         for rows in buckets(features.lengths, CHUNK):
             inputs: dict[str, Any] = model_inputs(features.take(rows))
@@ -146,6 +174,8 @@ def session(path: Path, threads: int) -> Any:
 def residual_table(bundle: Bundle) -> ItemTable:
     """The ID residuals by item key; row UNKNOWN is zero. Raises BundleError."""
     keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
+    if not np.isfinite(residuals).all():
+        raise BundleError(f"{bundle.folder}: {int((~np.isfinite(residuals)).any(1).sum())} residuals are not finite")
     table = ItemTable(bundle.manifest.dims, max(64, len(keys) + 1))
     for key, residual in zip(keys.tolist(), residuals, strict=True):
         table.put(key, residual)

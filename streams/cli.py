@@ -41,6 +41,8 @@ def _problems() -> tuple[type[Exception], ...]:
     from streams.broker import EmbeddedBrokerError
     from streams.clients import InputError
     from streams.reading import QueryError
+    from streams.releases import ReleaseError
+    from streams.retraining import RetrainError
     from streams.storage import StorageError
     from streams.topics import BrokerError
 
@@ -54,6 +56,8 @@ def _problems() -> tuple[type[Exception], ...]:
         EmbeddedBrokerError,
         InputError,
         QueryError,
+        RetrainError,
+        ReleaseError,
         FileNotFoundError,
     )
 
@@ -96,6 +100,24 @@ def archive(
     settings = load(config)
     set_up_logging(settings.worker.log_level)
     print_json({"archived": run(settings, once)})
+
+
+@app.command()
+def retrain(
+    once: Annotated[bool, typer.Option("--once", help="One run now, or on with the one that was broken off; not by the schedule")] = False,
+    config: Config = None,
+) -> None:
+    """A new release from the live log, gated, aligned and announced as a candidate: by the settings' schedule until SIGTERM."""
+    from streams.logs import set_up_logging
+    from streams.retraining import once as run
+    from streams.retraining import scheduled
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    if once:
+        print_json(run(settings))
+    else:
+        scheduled(settings, config)
 
 
 @app.command()

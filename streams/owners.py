@@ -37,7 +37,10 @@ class Owned:
             raise not_yet("this worker does not have the user's tablet")
         if not tablet.restored.is_set():
             raise not_yet("the user's tablet is being restored")
-        return tablet.profile(user)
+        profile = tablet.profile(user)
+        if profile and self.settings.releases.reencode_on_read:
+            self._worker.reencoder.read(tablet.partition, user, profile)
+        return profile
 
     def freshness(self, users: Sequence[bytes]) -> Mapping[str, str]:
         """None: what a worker has stored is what it has published."""
@@ -48,8 +51,11 @@ class Owned:
         return self._worker.ranker
 
     def health(self) -> dict[str, Any]:
-        """Whether the worker goes on."""
-        return {"status": "failed" if self._worker.failed.done() else "ok"}
+        """Whether the worker goes on, which encoders it has, and which releases it refused and why."""
+        lineup, status = self._worker.lineup(), "failed" if self._worker.failed.done() else "ok"
+        tried = lineup.candidate
+        encoders = {"serving": lineup.serving.version, "candidate": tried.version if tried else None, "share": lineup.share}
+        return {"status": status, "encoders": encoders, "refused": self._worker.swapper.refused}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""

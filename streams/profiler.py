@@ -1,15 +1,16 @@
 """Windows → profiles, a whole batch at once: features, interest vectors, portraits, bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from encoder.features import UNKNOWN, featurize, fitted
+from encoder.features import UNKNOWN, Features, featurize, fitted
 from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import VECTOR_TYPE, pack_profile
 from schemas.windows import Policy
 from streams.items import ItemStore
+from streams.lineup import Current
 from streams.portrait import Style, interests
 from streams.settings import Settings
 from streams.tablets import key_bytes
@@ -25,10 +26,15 @@ def style_of(settings: Settings) -> Style:
 
 
 class Profiler:
-    """A pure function of windows, items and encoder, but for the clock that is passed in. Call it on the encoding thread."""
+    """A pure function of windows, items and lineup, but for the clock that is passed in. Call it on the encoding thread.
 
-    def __init__(self, encoder: Encoder, store: ItemStore, style: Style, policy: Policy) -> None:
-        self.encoder, self._store, self._style, self._policy = encoder, store, style, policy
+    `failed` is called with the error of a candidate that cannot encode: its users get the serving encoder's profiles.
+    """
+
+    def __init__(
+        self, lineup: Current, store: ItemStore, style: Style, policy: Policy, failed: Callable[[Exception], None] = lambda error: None
+    ) -> None:
+        self._lineup, self._store, self._style, self._policy, self._failed = lineup, store, style, policy, failed
 
     def __call__(
         self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int
@@ -37,9 +43,8 @@ class Profiler:
 
         `received`: when the newest event behind each update reached Kafka, ms.
         """
-        table, encoder = self._store.table, self.encoder
-        features = featurize(windows, table, self._policy.most)
-        vectors = encoder.encode(fitted(features, encoder.max_len, self._policy), table).astype("<f2")
+        features = featurize(windows, self._store.table, self._policy.most)
+        made = self._encode(users, features)
         portraits = interests(features, self._store, self._style)
         b = np.arange(len(windows))
         last = features.rows["ts_ms"][b, features.lengths - 1].tolist()
@@ -48,11 +53,31 @@ class Profiler:
         unknown = missing.sum(1).tolist()
         rows = []
         for i, user in enumerate(users):
+            encoder, vector = made[i]
             head = (
                 user.decode(), at_ms, last[i], received[i], events[i], unknown[i],
-                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, vectors[i].tobytes(),
+                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, vector,
             )  # fmt: skip
             rows.append(pack_profile(head, portraits[i]))
         owner, at = np.nonzero(missing)
         pairs = set(zip(features.rows["item_key"][owner, at].tolist(), owner.tolist(), strict=True))
         return rows, [(key_bytes(key), users[n]) for key, n in pairs]
+
+    def _encode(self, users: Sequence[bytes], features: Features) -> list[tuple[Encoder, bytes]]:
+        """B users -> who made each vector, and its bytes. The lineup is read once: a batch is of encoders that belong together."""
+        lineup, table = self._lineup(), self._store.table
+        made: dict[int, tuple[Encoder, bytes]] = {}
+        for chosen, at in lineup.split(users):
+            encoder, some = chosen, features if len(at) == len(users) else features.take(at)
+            try:
+                vectors = encoder.encode(fitted(some, encoder.max_len, self._policy), table)
+                if encoder is not lineup.serving and not np.isfinite(vectors).all():
+                    raise ValueError("made vectors that are not finite")
+            except Exception as error:  # a candidate is on trial: what it cannot do must not stop anybody
+                if encoder is lineup.serving:
+                    raise
+                self._failed(error)
+                encoder = lineup.serving
+                vectors = encoder.encode(fitted(some, encoder.max_len, self._policy), table)
+            made |= {i: (encoder, v.tobytes()) for i, v in zip(at.tolist(), vectors.astype("<f2"), strict=True)}
+        return [made[i] for i in range(len(users))]

@@ -1,7 +1,7 @@
 """Items in the order of a user's interest: known ones by their vector, others by their content."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -18,14 +18,14 @@ from streams.views import Rank
 
 
 class Ranker:
-    """Ranks on `pool`, the one thread that may use the item store. `encoders`: by the space that they make vectors of."""
+    """Ranks on `pool`, the one thread that may use the item store. `encoder_of`: the one that makes vectors of a space, if there is one here."""
 
-    def __init__(self, store: ItemStore, tower: Tower, encoders: Mapping[str, Encoder], pool: Executor) -> None:
-        self._store, self._tower, self._encoders, self._pool = store, tower, encoders, pool
+    def __init__(self, store: ItemStore, tower: Tower, encoder_of: Callable[[str], Encoder | None], pool: Executor) -> None:
+        self._store, self._tower, self._encoder_of, self._pool = store, tower, encoder_of, pool
 
     async def rank(self, profile: Profile, body: Rank) -> dict[str, Any]:
         """The answer to a request. Raises Problem for a profile of a space that no encoder here makes."""
-        encoder = self._encoders.get(profile.space_id)
+        encoder = self._encoder_of(profile.space_id)
         if encoder is None:
             raise Problem(409, "the profile is of another space; it is encoded again with the user's next event", space_id=profile.space_id)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._rank, encoder, profile, body)

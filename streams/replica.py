@@ -66,7 +66,7 @@ class Replica:
         store = load_items(folder / "items", tower.space_id, tower.dims)
         self._items_pool, self._items_ready = ThreadPoolExecutor(1, "items"), asyncio.Event()
         encoders = {tower.space_id: Baseline(tower.dims, tower.space_id), encoder.space_id: encoder}
-        return store, Ranker(store, tower, encoders, self._items_pool)
+        return store, Ranker(store, tower, encoders.get, self._items_pool)
 
     def _add_gauges(self) -> None:
         m = self.metrics

@@ -169,6 +169,19 @@ class Retrain(Section):
     bundles: str = Field("currents-bundles", description="Folder or fsspec URL where workers find the bundles of candidates")
 
 
+class Releases(Section):
+    """Which encoder workers take from `<prefix>.releases`, and how they go over to it: `docs/swapping.md`."""
+
+    follow: Literal["auto", "on", "off"] = Field(
+        "auto", description="`on`: what is served there wins over `encoding.encoder`; `off`: never; `auto`: on while `encoding.encoder` is `baseline`"
+    )
+    retry_s: float = Field(30.0, gt=0, description="Seconds until a bundle is tried again whose store was away")
+    reencode_per_s: float = Field(
+        1000.0, ge=0, description="Users a second and worker who are encoded again after a change; 0: none but who act or are read"
+    )
+    reencode_on_read: bool = Field(True, description="Who is read and has an earlier encoder's profile is the next to be encoded again")
+
+
 class Settings(BaseSettings):
     """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
 
@@ -181,6 +194,7 @@ class Settings(BaseSettings):
     portrait: Portrait = Portrait()
     query: Query = Query()
     serve: Serve = Serve()
+    releases: Releases = Releases()
     training: Recipe = Recipe()
     gate: Rules = Rules()
     archive: Archive = Archive()
@@ -202,6 +216,10 @@ class Settings(BaseSettings):
             if twice is not None:
                 raise ValueError(f"platforms: {what} = {twice!r} stands twice")
         return self
+
+    def follows(self) -> bool:
+        """Whether the topic of releases says which encoder serves."""
+        return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
     def topic(self, name: str) -> str:
         """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""

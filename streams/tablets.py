@@ -113,6 +113,10 @@ class Tablet:
             it.seek(item + b"\xff" * 8)  # past every user: UTF-8 has no byte ff
         ended(self.path, it)
 
+    def family(self, name: str) -> Any:
+        """A table, for `streams.storage.scan`. Under `lock`: a rebalance closes it."""
+        return self._cf[name]
+
     def scan(self, family: str) -> Iterator[tuple[bytes, bytes]]:
         """Every row of a table, in key order."""
         yield from scan(self.path, self._cf[family])

@@ -179,6 +179,15 @@ class Updater:
             self._metrics.repaired.inc(len(folded.users))
         return True
 
+    async def again(self, tablet: Tablet, users: list[bytes], done: list[tuple[bytes, bytes]]) -> bool:
+        """Encode users of a tablet again, and take pairs from those that wait; False if the tablet went. Under the tablet's lock."""
+        folded = await self._run(self._again, tablet, users)
+        folded.windows = []  # they are as they were
+        if not await self._write({tablet: folded}):
+            return False
+        tablet.write(arrived=done)
+        return True
+
     def restored(self, tablet: Tablet, known: Sequence[int]) -> None:
         """A tablet came up: items that it waits for and that are known by now."""
         self._late.setdefault(tablet.partition, set()).update(known)
@@ -214,12 +223,9 @@ class Updater:
             async with tablet.lock:
                 if self._tablets.generation != generation or generation is None or not tablet.restored.is_set():
                     return
-                folded = await self._run(self._again, tablet, chunk)
-                folded.windows = []  # they are as they were
-                if not await self._write({tablet: folded}):
+                if not await self.again(tablet, chunk, [(item, user) for user in chunk for item in by_user[user]]):
                     return
-                tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
-            self._metrics.reencoded.inc(len(folded.users))
+            self._metrics.reencoded.inc(len(chunk))
             await asyncio.sleep(0)
 
     def _again(self, tablet: Tablet, users: list[bytes]) -> Folded:

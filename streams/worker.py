@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,54 +11,63 @@ from typing import Any
 import numpy as np
 
 from encoder.features import UNKNOWN
-from encoder.runtime import load_encoder
+from encoder.runtime import Encoder, load_encoder
 from encoder.towers import load_tower
+from schemas.releases import Release
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
+from streams.fetching import load_release, opening
 from streams.following import follow_items
 from streams.items import load_items
+from streams.lineup import Lineup
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.owners import Owned
 from streams.profiler import Profiler, style_of
 from streams.ranking import Ranker
+from streams.reencode import Reencoder
+from streams.releases import Announced, read_history, serving
 from streams.restore import restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
+from streams.swap import Swapper
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
 
 log = logging.getLogger("currents.worker")
 STOP_TIMEOUT_S = 20.0
+PRESSED = 4  # live events press when more than a quarter of the largest batch waits
 
 
 class Worker:
     """A running worker. Use it through `running`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, releases: Sequence[Announced] = ()) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self._lock = claim(settings.worker.data_dir)
         self.tower = load_tower(settings.encoding.tower)
-        e = settings.encoding
-        self.encoder = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device)
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
+        self.swapper = self._swapper(releases)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        self.profiler = Profiler(self.encoder, self.store, style_of(settings), settings.encoding.policy)
+        self.profiler = Profiler(self.lineup, self.store, style_of(settings), settings.encoding.policy, self._candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
-        self.ranker = Ranker(self.store, self.tower, {self.encoder.space_id: self.encoder}, self.encoding_pool)
+        r = settings.releases
+        self.reencoder = Reencoder(self.tablets, self.updater, self.lineup, self.metrics, r.reencode_per_s, self.pressed, self.swapper.forget_older)
+        self.swapper.switched = self.reencoder.switched
+        self.ranker = Ranker(self.store, self.tower, lambda space: self.lineup().of_space(space), self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
@@ -66,6 +75,35 @@ class Worker:
         self._stopping = False
         self._add_agents()
         self._add_gauges()
+
+    def _swapper(self, releases: Sequence[Announced]) -> Swapper:
+        e, r, cache = self.settings.encoding, self.settings.releases, Path(self.settings.worker.data_dir) / "bundles"
+
+        def load(release: Release, beside: Encoder | None = None) -> Encoder:
+            return load_release(release, cache, self.tower.space_id, self.tower.dims, e.threads, e.device, beside)
+
+        wanted = serving(releases)
+        if wanted is None:
+            encoder, release = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device), None
+        else:
+            encoder, release = opening(wanted, cache, load)
+        swapper = Swapper(Lineup(encoder), releases, load, self.store.table, self.encoding_pool, self.metrics, cache, r.retry_s)
+        if release is not None:
+            swapper.began(release)
+        return swapper
+
+    def lineup(self) -> Lineup:
+        """The encoders as they are now."""
+        return self.swapper.lineup
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one that serves."""
+        return self.swapper.lineup.serving
+
+    def _candidate_failed(self, error: Exception) -> None:
+        self.metrics.candidate_failures.inc()
+        log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
 
     # Agents and the group
 
@@ -119,6 +157,7 @@ class Worker:
         tablet.restored.set()
         known = [int.from_bytes(k, "big") for k in tablet.awaited()]
         rows = self.store.table.index(np.array(known, np.uint64))
+        self.reencoder.restored(tablet)
         self.updater.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
 
     def _add_gauges(self) -> None:
@@ -129,6 +168,7 @@ class Worker:
         m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", lambda: tablets.total("memory"))
         m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
         m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
+        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", self.reencoder.pending)
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
         m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
 
@@ -137,6 +177,13 @@ class Worker:
         if self.tablets.generation is None:
             return 0
         return sum(self.app.lag(tp) or 0 for tp in self.app.consumer.assignment())
+
+    def pressed(self) -> bool:
+        """Whether unified events wait, more than a large part of one batch: then whoever is encoded again has to."""
+        if self.tablets.generation is None:
+            return False
+        topic, most = self.settings.topic("events"), self.settings.worker.max_poll_records // PRESSED
+        return sum(self.app.lag(tp) or 0 for tp in self.app.consumer.assignment() if tp.topic == topic) > most
 
     def ready(self) -> bool:
         """Whether every tablet is restored."""
@@ -150,6 +197,9 @@ class Worker:
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.updater.arrived))
         self.spawn(self.updater.reencode_forever())
+        self.spawn(self.reencoder.forever())
+        if self.settings.follows():
+            self.spawn(self.swapper.follow(self.settings.kafka, self.settings.topic("releases")))
         self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
@@ -179,7 +229,8 @@ class Worker:
 async def running(settings: Settings) -> AsyncIterator[Worker]:
     """A started worker; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError, BundleError before it joins."""
     await asyncio.to_thread(prepare, settings)
-    worker = Worker(settings)
+    releases = await read_history(settings.kafka, settings.topic("releases")) if settings.follows() else []
+    worker = Worker(settings, releases)
     try:
         await worker.start()
         yield worker

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from schemas.events import decode_event
 from schemas.profiles import decode_profile, unpack_vector
 from streams import verify
 from streams.items import ItemStore
+from streams.lineup import Lineup
 from streams.profiler import Profiler, style_of
 from streams.sending import partition_of
 from streams.settings import Settings
@@ -74,9 +76,9 @@ def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles:
     versions = {u: decode_profile(p).encoder_version for u, p in profiles.items()}
     right = set[bytes]()
     for name in encoders:
-        encoder = load_encoder(name, tower.space_id, tower.dims)
-        users = sorted(u for u in windows if versions.get(u) == encoder.version)
-        profiler = Profiler(encoder, store, style_of(settings), settings.encoding.policy)
+        lineup = Lineup(load_encoder(name, tower.space_id, tower.dims))
+        users = sorted(u for u in windows if versions.get(u) == lineup.serving.version)
+        profiler = Profiler(partial(Lineup, lineup.serving), store, style_of(settings), settings.encoding.policy)
         made = profiler(users, [windows[u] for u in users], [0] * len(users), 0)[0] if users else []
         right |= {u for u, row in zip(users, made, strict=True) if same(row, profiles[u])}
         for user, row in [pair for pair in zip(users, made, strict=True) if pair[0] not in right][:2]:

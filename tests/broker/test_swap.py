@@ -1,0 +1,249 @@
+"""A worker whose encoder changes while events arrive."""
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from encoder.features import ItemTable, featurize
+from encoder.runtime import Encoder, load_encoder
+from encoder.towers import load_tower
+from schemas.events import decode_event
+from schemas.items import decode_item_vector, item_key, item_name
+from schemas.profiles import Profile, decode_profile, unpack_vector
+from schemas.releases import Release, encode_release
+from schemas.windows import Policy, fold, row_of
+from streams.lineup import in_canary
+from streams.releases import announce
+from streams.settings import Settings
+from streams.tablets import now_ms
+from streams.topics import admin, create
+from streams.verify import read_topic
+from streams.worker import Worker, running
+from tests.broker.test_replica import PARTITIONS, PLATFORM, until
+from tests.bundles import variant
+
+pytestmark = pytest.mark.broker
+ITEMS, USERS = 60, 40
+
+
+def settings_of(bootstrap: str, folder: Path, **releases: Any) -> Settings:
+    prefix = f"s{random.getrandbits(60)}"
+    settings = Settings(
+        kafka={"bootstrap": bootstrap},
+        worker={"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker"},
+        query={"port": 0},
+        releases={"retry_s": 0.2, **releases},
+        platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
+    )
+    client = admin(settings.kafka)
+    create(client, settings, platforms=True)
+    client.close()
+    return settings
+
+
+class Load:
+    """Events of users on known items, each of a time of its own."""
+
+    def __init__(self, settings: Settings, producer: AIOKafkaProducer) -> None:
+        self._settings, self._producer, self._r, self.sent = settings, producer, random.Random(1), 0
+        self._from = now_ms() - 10_000_000
+
+    async def items(self, worker: Worker) -> None:
+        for n in range(ITEMS):
+            row = {"id": f"i{n}", "title": f"Thing {n} of kind {n % 7}", "categories": [f"Kind {n % 7}"]}
+            await self._producer.send(self._settings.platforms[0].items_topic, orjson.dumps(row))
+        await until(lambda: _true(worker.store.table.size > ITEMS))
+
+    async def events(self, n: int, users: int = USERS) -> None:
+        for _ in range(n):
+            self.sent += 1
+            row: dict[str, Any] = {
+                "account": f"u{self._r.randrange(users)}", "item": f"i{self._r.randrange(ITEMS)}", "behavior": "view",
+                "time": self._from + self.sent * 1000, "id": str(self.sent),
+            }  # fmt: skip
+            await self._producer.send(self._settings.platforms[0].topic, orjson.dumps(row), row["account"].encode())  # in order within a user
+        await self._producer.flush()
+
+    async def folded(self, worker: Worker) -> None:
+        await until(lambda: _true(worker.metrics.value("currents_folded_total") >= self.sent))
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@contextlib.asynccontextmanager
+async def loaded(settings: Settings) -> AsyncIterator[tuple[Worker, Load]]:
+    """A worker that knows all items."""
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
+    await producer.start()
+    try:
+        async with running(settings) as worker:
+            load = Load(settings, producer)
+            await load.items(worker)
+            yield worker, load
+    finally:
+        await producer.stop()
+
+
+async def tell(settings: Settings, channel: Any, release: Release) -> None:
+    await announce(settings.kafka, settings.topic("releases"), channel, release)
+
+
+def stored(worker: Worker) -> dict[str, Profile]:
+    return {u.decode(): decode_profile(p) for t in worker.tablets for u, p in t.scan("profiles")}
+
+
+async def everybody_is_of(worker: Worker, version: str, users: int = USERS) -> None:
+    async def are() -> bool:
+        found = stored(worker)
+        return len(found) == users and all(p.encoder_version == version for p in found.values())
+
+    await until(are)
+
+
+async def untrue(settings: Settings, encoders: Mapping[tuple[str, str], Encoder]) -> tuple[int, int, dict[str, int]]:
+    """Rows of the profile changelog; those whose vector is not what the encoder they name makes of their window; rows of each version.
+
+    A profile says how many events its window had, and events are sent in order: so its window is the user's first so many.
+    """
+    tower = load_tower("static")
+    table = ItemTable(tower.dims)
+    for record in await read_topic(settings.kafka, settings.topic("item-vectors"), PARTITIONS):
+        item = decode_item_vector(record.value)
+        table.put(item_key(item.item), unpack_vector(item.vector))
+    windows: dict[bytes, list[bytes]] = defaultdict(list)
+    for record in await read_topic(settings.kafka, settings.topic("events"), PARTITIONS):
+        event = decode_event(record.value)
+        windows[record.key].append(row_of(event, item_name("shop", event.item_id)))
+    rows, wrong, versions = 0, 0, dict[str, int]()
+    for record in await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS):
+        profile = decode_profile(record.value)
+        features = featurize([fold(None, windows[record.key][: profile.events], Policy(64))], table, 64)
+        versions[profile.encoder_version] = versions.get(profile.encoder_version, 0) + 1
+        rows += 1
+        made = {key: e.encode(features, table)[0] for key, e in encoders.items()}
+        vector = unpack_vector(profile.vector)
+        near = {key for key, v in made.items() if len(v) == len(vector) and np.allclose(v, vector, atol=2e-3)}
+        wrong += near != {(profile.encoder_version, profile.space_id)}
+    return rows, wrong, versions
+
+
+def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
+    """Across several swaps, refusals and a way back, every published vector is made by the encoder that it names, and nothing is lost."""
+    settings = settings_of(bootstrap, tmp_path)
+    releases = {n: variant(tmp_path / n, n, i) for i, n in enumerate(("v1", "v2", "v3"))}
+    releases["v3"] = variant(tmp_path / "minor", "v3", 9, 0.02, space_id="space-v1")
+    broken = msgspec.structs.replace(releases["v1"], version="bad", digest="0" * 64)
+
+    async def scenario() -> Any:
+        async with loaded(settings) as (worker, load):
+            assert worker.encoder.version == "baseline-3"
+            for release in (releases["v1"], releases["v2"], broken, releases["v1"], releases["v3"]):
+                await load.events(120)
+                await tell(settings, "serving", release)
+                await load.events(120)
+                await until(lambda r=release: _true(worker.encoder.version == r.version or r.version in worker.swapper.refused))
+                await load.events(60)
+            await load.folded(worker)
+            await everybody_is_of(worker, "v3")
+            async with httpx.AsyncClient(base_url=worker.url) as client:
+                health = (await client.get("/healthz")).json()
+            return worker.metrics.value("currents_swap_seconds_count"), health
+
+    swaps, health = asyncio.run(scenario())
+    assert swaps == 4
+    assert health["encoders"]["serving"] == "v3"
+    assert "sha256" in health["refused"]["bad"]
+    tower = load_tower("static")
+    encoders: dict[tuple[str, str], Encoder] = {}
+    for where in ("baseline", *(r.bundle for r in releases.values())):
+        e = load_encoder(where, tower.space_id, tower.dims)
+        encoders[e.version, e.space_id] = e
+    rows, wrong, versions = asyncio.run(untrue(settings, encoders))
+    assert (wrong, set(versions)) == (0, {"baseline-3", "v1", "v2", "v3"})
+    assert rows >= 40
+
+
+def test_starts_with_the_topic(bootstrap: str, tmp_path: Path) -> None:
+    """A worker begins with what the topic serves, and encodes again whom another encoder left; with `follow` off it takes its setting."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1, v2 = variant(tmp_path / "1", "v1", 1), variant(tmp_path / "2", "v2", 2)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            await load.events(100, 20)
+            await load.folded(worker)
+            await everybody_is_of(worker, "baseline-3", 20)
+        await tell(settings, "serving", v1)
+        await tell(settings, "serving", v2)
+        async with running(settings) as worker:
+            assert worker.encoder.version == "v2"
+            await everybody_is_of(worker, "v2", 20)
+            assert worker.metrics.value("currents_released_profiles_total") == 20
+        off = settings.model_copy(update={"releases": settings.releases.model_copy(update={"follow": "off"})})
+        async with running(off) as worker:
+            assert worker.encoder.version == "baseline-3"
+
+    asyncio.run(scenario())
+
+
+def test_canary_users(bootstrap: str, tmp_path: Path) -> None:
+    """A share of the users gets the candidate's vectors, labelled so and ranked by its items; when the trial ends they get the serving ones again."""
+    settings = settings_of(bootstrap, tmp_path)
+    v1 = msgspec.structs.replace(variant(tmp_path / "1", "v1", 1), state="canary", share=0.4)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            await load.events(300)
+            await load.folded(worker)
+            await tell(settings, "candidate", v1)
+            chosen = {f"u{n}" for n in range(USERS) if in_canary(f"u{n}".encode(), "v1", 0.4)}
+
+            async def are_tried() -> bool:
+                return {u for u, p in stored(worker).items() if p.encoder_version == "v1" and p.space_id == "space-v1"} == chosen
+
+            await until(are_tried)
+            assert 0 < len(chosen) < USERS
+            await load.events(100)
+            await load.folded(worker)
+            assert await are_tried()
+            for user, space in ((next(iter(chosen)), "space-v1"), (next(f"u{n}" for n in range(USERS) if f"u{n}" not in chosen), "static")):
+                answer = (await client.post(f"/v1/profiles/{user}:rank", json={"items": ["shop:i1", "shop:i2"]})).json()
+                assert answer["space_id"].startswith(space)
+                assert len(answer["ranked"]) == 2
+            await tell(settings, "candidate", msgspec.structs.replace(v1, state="rolled-back", share=0.0))
+            await everybody_is_of(worker, "baseline-3")
+
+    asyncio.run(scenario())
+
+
+def test_invalid_record_changes_nothing(bootstrap: str, tmp_path: Path) -> None:
+    """A worker that meets records that are not valid goes on, and counts them."""
+    settings = settings_of(bootstrap, tmp_path)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+            await producer.start()
+            for key, value in ((b"serving", b"\xc1"), (b"other", encode_release(variant(tmp_path / "1", "v1", 1))), (b"serving", None)):
+                await producer.send_and_wait(settings.topic("releases"), value, key, partition=0)
+            await producer.stop()
+            await until(lambda: _true(worker.metrics.value("currents_releases_refused_total") == 3))
+            await load.events(50)
+            await load.folded(worker)
+            assert worker.encoder.version == "baseline-3"
+            assert {u.encoder_version for u in stored(worker).values()} == {"baseline-3"}
+
+    asyncio.run(scenario())
