@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-QUESTIONS = ("mapping", "update", "whole", "age", "overload", "restore", "disk", "memory", "tower")
-HEAVY = ("peers", "towers")
-"""Minutes of training, or an environment of their own: by name only."""
+QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower")
+HEAVY = ("quotas", "peers", "towers")
+"""Minutes of work, or an environment of their own: by name only."""
 
 if strange := set(sys.argv[1:]) - {*QUESTIONS, *HEAVY}:
     sys.exit(f"{min(strange)}: no such benchmark; there are {', '.join((*QUESTIONS, *HEAVY))}")

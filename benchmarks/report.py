@@ -16,7 +16,7 @@ def shown(value: Any) -> str:
     """A figure as read by people."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {shown(v)}" for k, v in value.items())
-    return f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def encoder_rows(figures: dict[str, dict[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from benchmarks.common import bench, events, kafka, median, rate, record, send, 
 from encoder.features import Features, ItemTable
 from schemas.events import encode_event
 from schemas.mapping import Rejected
+from streams.lineup import Lineup
 from streams.normalise import mappers
 
 N, USERS, RUNS = 200_000, 20_000, 3
@@ -15,13 +16,13 @@ N, USERS, RUNS = 200_000, 20_000, 3
 class Stub:
     """Takes no time: what is left is plumbing."""
 
-    version, space_id, dims, max_len = "stub", "stub", 192, 32
+    version, space_id, dims, max_len, projected = "stub", "stub", 192, 32, None
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
         """-> the same vector for everybody."""
         return np.full((len(features.lengths), self.dims), self.dims**-0.5, np.float32)
 
-    def project(self, vectors: np.ndarray) -> np.ndarray:
+    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """As it is."""
         return vectors
 
@@ -33,7 +34,7 @@ async def measure(bootstrap: str, interests: int) -> float:
         found = ((key, mapper.events(raw, "", 0, 0, 2**50)) for key, raw in events(N, USERS))
         await send(settings, settings.topic("events"), ((key, encode_event(e[0])) for key, e in found if not isinstance(e, Rejected)))
         async with working(settings) as worker:
-            worker.profiler.encoder = Stub()
+            worker.lifecycle.swapper.lineup = Lineup(Stub())
             return await rate(worker, N)
 
 

@@ -92,8 +92,9 @@ def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
     return b"".join((*parts, _INTERESTS, interests))
 
 
-_LAST, _EVENTS, _UNKNOWN = (_packer.pack(name) for name in ("last_event_at", "events", "unknown_items"))
-_IDS = 1200  # bytes that hold the head's first fields, the longest user_id among them
+_LAST, _EVENTS, _UNKNOWN, _ENCODER = (_packer.pack(name) for name in ("last_event_at", "events", "unknown_items", "encoder_version"))
+_IDS = 4400  # bytes that hold the head's first fields, the longest user_id (1024 characters) among them
+_USER = len(_V + _HEAD[0])  # where user_id's value begins
 
 
 def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
@@ -101,9 +102,16 @@ def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
     return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
 
 
+def is_by(profile: bytes, encoder_version: str) -> bool:
+    """Whether a packed profile says that this encoder made it. Decodes nothing."""
+    return profile.find(_ENCODER + _packer.pack(encoder_version), 0, _IDS) >= 0
+
+
 def unknown_items(profile: bytes) -> int:
-    """`unknown_items` of a packed profile, nothing else decoded."""
-    at = profile.find(_UNKNOWN, 0, _IDS) + len(_UNKNOWN)
+    """`unknown_items` of a packed profile, nothing else decoded. The search begins after user_id, which may hold any text."""
+    kind, width = profile[_USER], max(0, profile[_USER] - 0xD8)  # fixstr is a0 to bf, with its length; str8 is d9, str16 da
+    length = int.from_bytes(profile[_USER + 1 : _USER + 1 + width], "big") if width else kind & 0x1F
+    at = profile.index(_UNKNOWN, _USER + 1 + width + length) + len(_UNKNOWN)
     return int(profile[at]) if profile[at] < 0x80 else int.from_bytes(profile[at + 1 : at + 1 + (1 << profile[at] - 0xCC)], "big")  # uint8 is cc
 
 

@@ -13,6 +13,8 @@ from streams.batches import BatchApp, RecordBatch
 from streams.settings import Kafka, Settings
 
 log = logging.getLogger("currents.app")
+LONGEST_STALL_S = 30 * 86_400.0
+"""A worker whose encoder fails fetches nothing meanwhile. After this time it would leave the group, and join again only once it fetches."""
 Handle = Callable[[list[RecordBatch]], Awaitable[list[RecordBatch]]]
 """Does everything that some batches ask for, in order; returns those that may be acked: not those of a passed generation."""
 
@@ -31,6 +33,7 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         broker_rebalance_timeout=max(w.session_timeout_s, 6.0),
         broker_commit_interval=w.commit_interval_s,
         broker_max_poll_records=w.max_poll_records,
+        broker_max_poll_interval=LONGEST_STALL_S,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=4 << 20,
         producer_acks=-1,

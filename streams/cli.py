@@ -10,11 +10,13 @@ from rich.table import Table
 
 from streams.learning import register
 from streams.letters import letters
+from streams.releasing import releases
 from streams.settings import SettingsError, load, sources
 from streams.terminal import Config, Json, err, out, print_json, progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
 app.add_typer(letters, name="dead-letters")
+app.add_typer(releases, name="releases")
 register(app)
 
 Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")]
@@ -40,26 +42,15 @@ def _problems() -> tuple[type[Exception], ...]:
     from schemas.archive import ArchiveError
     from streams.broker import EmbeddedBrokerError
     from streams.clients import InputError
+    from streams.fetching import FetchError
     from streams.reading import QueryError
     from streams.releases import ReleaseError
     from streams.retraining import RetrainError
     from streams.storage import StorageError
     from streams.topics import BrokerError
 
-    return (
-        SettingsError,
-        BrokerError,
-        StorageError,
-        BundleError,
-        TowerError,
-        ArchiveError,
-        EmbeddedBrokerError,
-        InputError,
-        QueryError,
-        RetrainError,
-        ReleaseError,
-        FileNotFoundError,
-    )
+    ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, ArchiveError, EmbeddedBrokerError, InputError, QueryError)
+    return (*ours, ReleaseError, FetchError, RetrainError, FileNotFoundError)
 
 
 @app.command()
@@ -217,13 +208,22 @@ def tail(
     user: Annotated[list[str] | None, typer.Argument(help="Only these users")] = None,
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All profiles there are, then the new ones")] = False,
     limit: Annotated[int, typer.Option(help="Stop after so many; 0 = never")] = 0,
+    of_releases: Annotated[bool, typer.Option("--releases", help="Follow the topic of releases instead")] = False,
     json: Json = False,
     config: Config = None,
 ) -> None:
     """Follow the profile changelog, one line a profile."""
-    from streams.clients import follow
+    from streams.clients import follow, follow_releases
     from streams.reading import line, row_of
 
+    if of_releases:
+        from streams.naming import row_of as release_row
+        from streams.naming import said
+
+        for n, record in enumerate(follow_releases(load(config), from_beginning), 1):
+            print_json(release_row(record)) if json else out.print(said(record), highlight=False, soft_wrap=True, markup=False)
+            if n == limit:
+                return
     for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
         print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
         if n == limit:

@@ -12,6 +12,7 @@ from schemas.deadletters import DeadLetter, decode_dead_letter
 from schemas.mapping import Mapper, Rejected
 from schemas.profiles import Profile, decode_profile
 from streams.normalise import mappers
+from streams.releases import Announced, of_record
 from streams.settings import Settings
 from streams.topics import DEAD_LETTER_BYTES, BrokerError, client_config
 
@@ -141,6 +142,17 @@ def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterato
                 user = r.key.decode("utf-8", "replace")
                 if not users or user in users:
                     yield user, decode_profile(r.value) if r.value else None
+
+
+def follow_releases(settings: Settings, from_beginning: bool) -> Iterator[Announced]:
+    """Records of the topic of releases, without end."""
+    client = consumer(settings)
+    tps = partitions(client, settings.topic("releases"))
+    client.assign(tps)
+    client.seek_to_beginning(*tps) if from_beginning else client.seek_to_end(*tps)
+    while True:
+        for records in client.poll(500).values():
+            yield from map(of_record, records)
 
 
 def dead_letters(settings: Settings) -> Iterator[tuple[Any, DeadLetter]]:

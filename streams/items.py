@@ -46,6 +46,8 @@ class ItemStore:
         self.category_order = np.zeros(64, np.uint64)
         self.item_packed: list[bytes] = [b""]
         self.titles: list[str] = [""]
+        self.platform_rows: dict[str, list[int]] = {}
+        """Platform -> rows of the table, forgotten items too."""
         self.foreign = 0
         self._category: dict[str, int] = {}
         self._folder = folder
@@ -107,6 +109,7 @@ class ItemStore:
         if row == len(self.item_packed):
             self.item_packed.append(b"")
             self.titles.append("")
+            self.platform_rows.setdefault(item.item.partition(":")[0], []).append(row)
         self.categories[row] = -1
         for column, name in enumerate(item.categories[:MAX_CATEGORIES]):
             self.categories[row, column] = self._number(name)

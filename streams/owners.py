@@ -51,11 +51,11 @@ class Owned:
         return self._worker.ranker
 
     def health(self) -> dict[str, Any]:
-        """Whether the worker goes on, which encoders it has, and which releases it refused and why."""
-        lineup, status = self._worker.lineup(), "failed" if self._worker.failed.done() else "ok"
-        tried = lineup.candidate
-        encoders = {"serving": lineup.serving.version, "candidate": tried.version if tried else None, "share": lineup.share}
-        return {"status": status, "encoders": encoders, "refused": self._worker.swapper.refused}
+        """Whether the worker goes on; whether its encoder fails: events then wait, or the fallback encodes, and reads are answered; its encoders."""
+        if self._worker.failed.done():
+            return {"status": "failed"}
+        failing_s, about = self._worker.guard.failing_s(), self._worker.lifecycle.health()
+        return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""

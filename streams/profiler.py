@@ -9,11 +9,12 @@ from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import VECTOR_TYPE, pack_profile
 from schemas.windows import Policy
+from streams.guard import Guard
 from streams.items import ItemStore
-from streams.lineup import Current
+from streams.lineup import Current, Lineup
 from streams.portrait import Style, interests
 from streams.settings import Settings
-from streams.tablets import key_bytes
+from streams.tablets import FALLBACK, key_bytes
 
 
 def style_of(settings: Settings) -> Style:
@@ -26,25 +27,33 @@ def style_of(settings: Settings) -> Style:
 
 
 class Profiler:
-    """A pure function of windows, items and lineup, but for the clock that is passed in. Call it on the encoding thread.
+    """A pure function of windows, items and lineup, but for the clock that is passed in and the guard. Call it on the encoding thread.
 
     `failed` is called with the error of a candidate that cannot encode: its users get the serving encoder's profiles.
     """
 
     def __init__(
-        self, lineup: Current, store: ItemStore, style: Style, policy: Policy, failed: Callable[[Exception], None] = lambda error: None
+        self,
+        lineup: Current,
+        store: ItemStore,
+        style: Style,
+        policy: Policy,
+        guard: Guard | None = None,
+        failed: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self._lineup, self._store, self._style, self._policy, self._failed = lineup, store, style, policy, failed
+        self._guard = guard or Guard()
 
     def __call__(
-        self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int
+        self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int, strict: bool = False
     ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-        """B users and their windows -> B packed profiles, and (item key, user) for every item that has no vector yet.
+        """B users and their windows -> B packed profiles, and (item key, user) for everything that they wait for.
 
-        `received`: when the newest event behind each update reached Kafka, ms.
+        That is items without a vector, and the encoder itself (FALLBACK) where another one stepped in, which it does not if `strict`.
+        `received`: when the newest event behind each update reached Kafka, ms. Raises EncoderDown.
         """
-        features = featurize(windows, self._store.table, self._policy.most)
-        made = self._encode(users, features)
+        lineup, features = self._lineup(), featurize(windows, self._store.table, self._policy.most)
+        made = self._encode(lineup, users, features, strict)
         portraits = interests(features, self._store, self._style)
         b = np.arange(len(windows))
         last = features.rows["ts_ms"][b, features.lengths - 1].tolist()
@@ -61,23 +70,30 @@ class Profiler:
             rows.append(pack_profile(head, portraits[i]))
         owner, at = np.nonzero(missing)
         pairs = set(zip(features.rows["item_key"][owner, at].tolist(), owner.tolist(), strict=True))
-        return rows, [(key_bytes(key), users[n]) for key, n in pairs]
+        ours = lineup.everybody()
+        waiting = [(key_bytes(key), users[n]) for key, n in pairs]
+        return rows, waiting + [(FALLBACK, user) for user, (encoder, _) in zip(users, made, strict=True) if encoder not in ours]
 
-    def _encode(self, users: Sequence[bytes], features: Features) -> list[tuple[Encoder, bytes]]:
-        """B users -> who made each vector, and its bytes. The lineup is read once: a batch is of encoders that belong together."""
-        lineup, table = self._lineup(), self._store.table
+    def _encode(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> list[tuple[Encoder, bytes]]:
+        """B users -> who made each vector, and its bytes."""
         made: dict[int, tuple[Encoder, bytes]] = {}
         for chosen, at in lineup.split(users):
-            encoder, some = chosen, features if len(at) == len(users) else features.take(at)
-            try:
-                vectors = encoder.encode(fitted(some, encoder.max_len, self._policy), table)
-                if encoder is not lineup.serving and not np.isfinite(vectors).all():
-                    raise ValueError("made vectors that are not finite")
-            except Exception as error:  # a candidate is on trial: what it cannot do must not stop anybody
-                if encoder is lineup.serving:
-                    raise
-                self._failed(error)
-                encoder = lineup.serving
-                vectors = encoder.encode(fitted(some, encoder.max_len, self._policy), table)
+            vectors, encoder = self._some(lineup, chosen, features if len(at) == len(users) else features.take(at), strict)
             made |= {i: (encoder, v.tobytes()) for i, v in zip(at.tolist(), vectors.astype("<f2"), strict=True)}
         return [made[i] for i in range(len(users))]
+
+    def _some(self, lineup: Lineup, chosen: Encoder, features: Features, strict: bool) -> tuple[np.ndarray, Encoder]:
+        """(b, dims) vectors of one encoder, and whose they are: not always the chosen one's."""
+
+        def encode(encoder: Encoder) -> np.ndarray:
+            return encoder.encode(fitted(features, encoder.max_len, self._policy), self._store.table)
+
+        if chosen is not lineup.serving:
+            try:
+                vectors = encode(chosen)
+                if not np.isfinite(vectors).all():
+                    raise ValueError("made vectors that are not finite")
+                return vectors, chosen
+            except Exception as error:  # a candidate is on trial: what it cannot do must not stop anybody
+                self._failed(error)
+        return self._guard(lineup.serving, encode, strict)

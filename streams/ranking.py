@@ -1,6 +1,7 @@
 """Items in the order of a user's interest: known ones by their vector, others by their content."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -12,9 +13,11 @@ from encoder.runtime import Encoder
 from encoder.towers import Tower
 from schemas.items import Item, clip_categories, content
 from schemas.profiles import Profile, unpack_vector
-from streams.answers import Problem
+from streams.answers import Problem, not_yet
 from streams.items import ItemStore
 from streams.views import Rank
+
+log = logging.getLogger("currents.ranking")
 
 
 class Ranker:
@@ -37,7 +40,11 @@ class Ranker:
         table = self._store.table
         vectors = np.concatenate([table.vectors[rows[known]], self._tower.encode([content(i) for i in items])])
         keys = np.concatenate([table.keys[rows[known]], np.zeros(len(items), np.uint64)])
-        scores = encoder.project(vectors, keys) @ unpack_vector(profile.vector)
+        try:
+            scores = encoder.project(vectors, keys) @ unpack_vector(profile.vector)
+        except Exception as error:  # a GPU, ONNX Runtime and torch have many ways to fail
+            log.error("encoder %s failed to rank: %s: %s", encoder.version, type(error).__name__, error)
+            raise not_yet("the encoder fails") from None
         names = [*(body.items[i] for i in known), *(i.item for i in items)]
         order = np.argsort(-scores, kind="stable").tolist()
         return {

@@ -45,6 +45,12 @@ def _call(settings: Settings, url: str | None, method: str, path: str, **more: A
     return body
 
 
+def health(settings: Settings, url: str | None) -> dict[str, Any]:
+    """What /healthz of a worker says. Raises QueryError."""
+    row: dict[str, Any] = _call(settings, url, "GET", "/healthz")
+    return row
+
+
 def profiles(settings: Settings, url: str | None, users: list[str], vector: bool) -> list[dict[str, Any]]:
     """Profiles of users. Raises QueryError naming one that is not known."""
     body = _call(settings, url, "POST", "/v1/profiles:batchGet", json={"user_ids": users, "vector": vector})

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from schemas.profiles import maker, origin
+from streams.guard import EncoderDown
 from streams.lineup import Current
 from streams.metrics import Metrics
 from streams.storage import scan
@@ -127,7 +128,12 @@ class Reencoder:
             if generation != self._tablets.generation or not tablet.restored.is_set():
                 return  # its next owner looks through it
             users = [u for u in users if (profile := tablet.profile(u)) and self.stale(u, profile)]
-            if not users or not await self._updater.again(tablet, users, []):
+            try:
+                if not users or not await self._updater.again(tablet, users, []):
+                    return
+            except EncoderDown as down:
+                self._queues[tablet.partition] = [*self._queues.get(tablet.partition, ()), *reversed(users)]
+                self._next_at = time.monotonic() + down.wait_s
                 return
         took = time.monotonic() - began
         self._chunk = min(LARGEST, max(SMALLEST, int(len(users) * min(2.0, CHUNK_S / max(took, 1e-6)))))

@@ -13,12 +13,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.helpers import create_ssl_context
 
 from encoder.features import UNKNOWN, ItemTable
-from schemas.profiles import is_of, unknown_items
+from schemas.profiles import is_by, is_of, unknown_items
 from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.faults import point
 from streams.settings import Kafka
 from streams.stopping import stop
-from streams.tablets import STALE_MS, Tablet, Tablets, key_bytes, now_ms
+from streams.tablets import FALLBACK, STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
 CHUNK = 20_000  # records of one read
@@ -62,12 +62,20 @@ async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, in
 
 
 async def restore(
-    tablet: Tablet, tablets: Tablets, kafka: Kafka, topics: tuple[str, str], table: ItemTable, policy: Policy, count: Callable[[int], None]
+    tablet: Tablet,
+    tablets: Tablets,
+    kafka: Kafka,
+    topics: tuple[str, str],
+    table: ItemTable,
+    policy: Policy,
+    count: Callable[[int], None],
+    fallback: str | None = None,
 ) -> list[bytes]:
     """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
 
     Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
     replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
+    Users whose profile is of the encoder `fallback` wait for the right one.
     """
     began, rows = time.perf_counter(), 0
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
@@ -81,7 +89,10 @@ async def restore(
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
             tablets.wipe(tablet)
             have = dict.fromkeys(parts, (-1, 0))
-        steps = (partial(put_windows, short=short, table=table, policy=policy), partial(put_profiles, stale=stale, table=table))
+        steps = (
+            partial(put_windows, short=short, table=table, policy=policy),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback),
+        )
         for tp, put in zip(parts, steps, strict=True):
             start = max(have[tp][0] + 1, first[tp])
             async for _, records in read_to_end(consumer, {tp: start}):
@@ -110,10 +121,13 @@ def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table
     tablet.write(windows=found.items(), waiting=awaited(found, table), offsets=offsets, now_ms=now_ms())
 
 
-def put_profiles(tablet: Tablet, records: Sequence[Any], stale: set[bytes], table: ItemTable, offsets: dict[str, int]) -> None:
+def put_profiles(
+    tablet: Tablet, records: Sequence[Any], stale: set[bytes], table: ItemTable, offsets: dict[str, int], fallback: str | None = None
+) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
+    A row of the encoder `fallback`: the user is noted as one who waits for the encoder.
     """
     latest = {r.key: r.value for r in records}
     users, late = list(latest), list[tuple[bytes, bytes]]()
@@ -126,6 +140,8 @@ def put_profiles(tablet: Tablet, records: Sequence[Any], stale: set[bytes], tabl
             known = keys[table.index(keys) != UNKNOWN]
             if len(keys) - len(known) < unknown:
                 late.append((key_bytes(int(known[0])), user))
+        if fallback and profile and is_by(profile, fallback):
+            late.append((FALLBACK, user))
     tablet.write(profiles=latest.items(), waiting=late, offsets=offsets, now_ms=now_ms())
 
 

@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse
 
 from streams.query import Source, make_api
 
+KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection: the side that closes first must be theirs
+
 
 class _Bounded:
     """Refuses bodies that are too large before they are read."""
@@ -38,7 +40,9 @@ class _Server(uvicorn.Server):
 async def serve(source: Source, listening: socket.socket) -> None:
     """Answer on a listening socket until cancelled."""
     bounded = _Bounded(make_api(source), source.settings.query.max_body_bytes)
-    config = uvicorn.Config(bounded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        bounded, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2, timeout_keep_alive=KEEP_ALIVE_S
+    )
     server = _Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:

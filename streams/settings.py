@@ -14,6 +14,7 @@ from encoder.recipe import Recipe, Rules
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
 from schemas.windows import Policy
+from streams.trial import Rules
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -97,6 +98,8 @@ class Encoding(Section):
     encoder: str = Field("baseline", description="`baseline`, `demo` (shipped, for the synthetic world), or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
     threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
+    fallback: Literal["none", "baseline"] = Field("none", description="While the encoder fails: events wait, or the baseline encodes")
+    fallback_after_s: float = Field(30.0, ge=0, description="Seconds of failing after which the fallback steps in")
     window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")
     window_per_platform: int = Field(0, ge=0, le=64, description="Besides, the newest of each platform; 0: none")
     window_strong: int = Field(0, ge=0, le=512, description="Besides, the newest strong actions, such as buy, like, follow or hide; 0: none")
@@ -179,7 +182,18 @@ class Releases(Section):
     reencode_per_s: float = Field(
         1000.0, ge=0, description="Users a second and worker who are encoded again after a change; 0: none but who act or are read"
     )
+    observed_per_s: float = Field(20.0, ge=0, description="Arriving events a second and worker that test the profile before them; 0: none")
+    decide: bool = Field(True, description="A canary is promoted or rolled back by the rules below; else only by a command")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Chance that the rules are wrong, over a whole trial")
+    tolerated_loss: float = Field(0.01, ge=0, le=1, description="Live hit rate that a candidate may have lost and be promoted")
+    least_events: int = Field(500, ge=1, description="Events of a trial before anything is decided")
+    most_events: int = Field(100_000, ge=1, description="Events after which a candidate that is not known to be good enough is rolled back")
     reencode_on_read: bool = Field(True, description="Who is read and has an earlier encoder's profile is the next to be encoded again")
+
+    @property
+    def rules(self) -> Rules:
+        """When a trial ends."""
+        return Rules(self.alpha, self.tolerated_loss, self.least_events, self.most_events)
 
 
 class Settings(BaseSettings):

@@ -4,7 +4,8 @@ Column families of a tablet, keys and values in raw bytes:
 
     windows   user_id -> window
     profiles  user_id -> profile
-    waiting   item_key (8 bytes, big-endian) + user_id -> ""   users whose window holds an item without a vector
+    waiting   item_key (8 bytes, big-endian) + user_id -> ""   users whose window holds an item without a vector; key 0 (FALLBACK): whose
+                                                               profile is the fallback encoder's
     meta      changelog topic -> offset of its last row here, wall clock in ms (two big-endian i64)
 """
 
@@ -26,6 +27,8 @@ log = logging.getLogger("currents.tablets")
 FAMILIES = ("windows", "profiles", "waiting", "meta")
 STALE_MS = 12 * 3_600_000
 """Half of Kafka's default delete.retention.ms: a longer absence may have missed an erasure, so the tablet is rebuilt."""
+FALLBACK = bytes(8)
+"""Key of `waiting` for users who wait for the encoder."""
 FLUSH_S = 600.0
 _META = struct.Struct(">qq")
 
@@ -217,6 +220,13 @@ class Tablets:
             except TimeoutError:
                 continue  # the generation may have passed meanwhile
         return None
+
+    async def still(self, generation: int | None, seconds: float) -> bool:
+        """Wait, but no longer than the generation lasts; whether it does."""
+        deadline = time.monotonic() + seconds
+        while generation is not None and generation == self.generation and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+        return generation is not None and generation == self.generation
 
     def published(self, tablet: Tablet, topic: str, rows: int, last: int, now_ms: int) -> None:
         """Note that `rows` rows went to a changelog, the last at offset `last`.

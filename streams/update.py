@@ -1,9 +1,9 @@
-"""Agent: events → windows → profiles. And the same again for users whose items arrived late."""
+"""Agent: events → windows → profiles. And the same again for users whose profiles have to be made anew."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +17,16 @@ from schemas.profiles import decode_profile
 from schemas.windows import fold, row_of
 from streams.batches import RecordBatch
 from streams.faults import point
+from streams.guard import EncoderDown
 from streams.metrics import Metrics
+from streams.observing import Case, Observer
 from streams.profiler import Profiler
 from streams.sending import Row, Sender
 from streams.settings import Settings
-from streams.tablets import Tablet, Tablets, key_bytes, now_ms
+from streams.tablets import FALLBACK, Tablet, Tablets, now_ms
 
 log = logging.getLogger("currents.update")
-REENCODE_CHUNK = 500  # users: small, so that live events wait little
+CHUNK = 500  # users: small, so that live events wait little
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Folded:
     windows: list[bytes] = field(default_factory=list)
     profiles: list[bytes] = field(default_factory=list)
     waiting: list[tuple[bytes, bytes]] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     events: int = 0
     unchanged: int = 0
@@ -48,8 +51,9 @@ class Updater:
         self._settings, self._tablets, self._profiler, self._sender, self._metrics, self._pool = settings, tablets, profiler, sender, metrics, pool
         self._names = {p.code: p.name for p in settings.platforms}
         self._windows, self._profiles, self._dead = settings.topic("windows"), settings.topic("profiles"), settings.topic("dead-letters")
-        self._late: dict[int, set[int]] = {}  # partition -> keys of items that arrived and may be waited for
-        self._wake = asyncio.Event()
+        self.observer: Observer | None = None
+        self.fell_back: Callable[[int], None] = lambda partition: None
+        """Called with the partition of a tablet in which the fallback's profiles were written."""
 
     async def batches(self, batches: Sequence[RecordBatch]) -> list[RecordBatch]:
         """Fold record batches, of any partitions. Returns those that may be acked: one whose generation has passed is neither written nor acked.
@@ -69,7 +73,9 @@ class Updater:
                 records: dict[Tablet, list[Any]] = {}
                 for b in current:
                     records.setdefault(tablets[b.partition], []).extend(b.value)  # type: ignore[arg-type]
-                folded = await self._run(self._fold, records)
+                folded = await self._patiently(self._fold, records)
+                if folded is None:
+                    return []
                 dead: dict[int, list[Row]] = {
                     t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead
                 }
@@ -78,6 +84,8 @@ class Updater:
                     return []
             for tablet, part in folded.items():
                 self._count(records[tablet], part)
+            if self.observer is not None and (cases := [c for f in folded.values() for c in f.cases]):
+                self._pool.submit(self.observer.measure, cases)
             return current
 
     async def _write(self, folded: dict[Tablet, Folded]) -> bool:
@@ -89,6 +97,8 @@ class Updater:
             new = list(zip(f.users, f.windows, strict=True)) if f.windows else []
             made = list(zip(f.users, f.profiles, strict=True))
             await asyncio.to_thread(tablet.write, new, made, f.waiting)
+            if f.waiting and f.waiting[-1][0] == FALLBACK:
+                self.fell_back(tablet.partition)
             windows[tablet.partition] = [(k, v, at) for k, v in new]
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
@@ -143,6 +153,8 @@ class Updater:
             policy = self._settings.encoding.policy
             before = tablet.windows(out.users)
             out.windows = [fold(window, rows, policy) for window, rows in zip(before, by_user.values(), strict=True)]
+            if self.observer is not None:
+                out.cases = self.observer.cases(tablet, out.users, before, list(by_user.values()), now_ms())
             out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
         return out
 
@@ -155,86 +167,53 @@ class Updater:
         for letter in folded.dead:
             m.dead.labels(letter.platform, letter.reason).inc()
 
+    async def _patiently(self, function: Any, *arguments: Any) -> Any:
+        """The same, again and again while the encoder is down: the batch waits, and with it everything behind. None once the generation passed."""
+        generation = self._tablets.generation
+        while True:
+            try:
+                return await self._run(function, *arguments)
+            except EncoderDown as down:
+                if not await self._tablets.still(generation, down.wait_s):
+                    return None
+
     async def _run(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    # Late items
-
-    def arrived(self, items: Sequence[int]) -> None:
-        """Item vectors came: users who acted on these items are to be encoded again."""
-        for tablet in self._tablets:
-            self._late.setdefault(tablet.partition, set()).update(items)
-        self._wake.set()
+    # Users whose profiles are made again
 
     async def repair(self, tablet: Tablet, users: list[bytes]) -> bool:
         """Publish a tablet's own rows of users again whose last rows in the changelogs are not right; False if the tablet went."""
         generation = self._tablets.generation
-        for start in range(0, len(users), REENCODE_CHUNK):
+        for start in range(0, len(users), CHUNK):
             async with tablet.lock:
                 if generation is None or self._tablets.generation != generation:
                     return False
-                folded = await self._run(self._again, tablet, users[start : start + REENCODE_CHUNK])
-                if not await self._write({tablet: folded}):
+                folded = await self._patiently(self._again, tablet, users[start : start + CHUNK])
+                if folded is None or not await self._write({tablet: folded}):
                     return False
             self._metrics.repaired.inc(len(folded.users))
         return True
 
     async def again(self, tablet: Tablet, users: list[bytes], done: list[tuple[bytes, bytes]]) -> bool:
-        """Encode users of a tablet again, and take pairs from those that wait; False if the tablet went. Under the tablet's lock."""
-        folded = await self._run(self._again, tablet, users)
+        """Encode users of a tablet again, by no fallback, and take pairs from those that wait; False if the tablet went.
+
+        Under the tablet's lock. Raises EncoderDown.
+        """
+        folded = await self._run(self._again, tablet, users, True)
         folded.windows = []  # they are as they were
         if not await self._write({tablet: folded}):
             return False
         tablet.write(arrived=done)
         return True
 
-    def restored(self, tablet: Tablet, known: Sequence[int]) -> None:
-        """A tablet came up: items that it waits for and that are known by now."""
-        self._late.setdefault(tablet.partition, set()).update(known)
-        self._wake.set()
-
-    async def reencode_forever(self) -> None:
-        """Encode users of late items again, a few at a time, whenever there are any."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            for partition in list(self._late):
-                generation = self._tablets.generation
-                tablet = None if generation is None else await self._tablets.ready(partition, generation)
-                if tablet is None:
-                    if generation is None or generation != self._tablets.generation:  # on the move: try again when it has settled
-                        await asyncio.sleep(0.2)
-                        self._wake.set()
-                    else:
-                        self._late.pop(partition, None)
-                    continue
-                await self._reencode(tablet, [key_bytes(k) for k in self._late.pop(partition)])
-
-    async def _reencode(self, tablet: Tablet, items: list[bytes]) -> None:
-        generation = self._tablets.generation
-        by_user: dict[bytes, list[bytes]] = {}
-        async with tablet.lock:  # a batch in flight may be about to note that it waits
-            for item in items if self._tablets.generation == generation else ():
-                for user in tablet.waiting(item):
-                    by_user.setdefault(user, []).append(item)
-        users = list(by_user)
-        for start in range(0, len(users), REENCODE_CHUNK):
-            chunk = users[start : start + REENCODE_CHUNK]
-            async with tablet.lock:
-                if self._tablets.generation != generation or generation is None or not tablet.restored.is_set():
-                    return
-                if not await self.again(tablet, chunk, [(item, user) for user in chunk for item in by_user[user]]):
-                    return
-            self._metrics.reencoded.inc(len(chunk))
-            await asyncio.sleep(0)
-
-    def _again(self, tablet: Tablet, users: list[bytes]) -> Folded:
+    def _again(self, tablet: Tablet, users: list[bytes], strict: bool = False) -> Folded:
         found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]
         out = Folded(users=[u for u, _ in found], windows=[w for _, w in found])
         if found:
             at = now_ms()
             received = [_received(tablet.profile(u), at) for u in out.users]
-            out.profiles, _ = self._profiler(out.users, [w for _, w in found], received, at)
+            out.profiles, out.waiting = self._profiler(out.users, out.windows, received, at, strict)
         return out
 
 

@@ -10,30 +10,29 @@ from typing import Any
 
 import numpy as np
 
+from encoder.baseline import Baseline
 from encoder.features import UNKNOWN
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import Encoder
 from encoder.towers import load_tower
-from schemas.releases import Release
 from streams.app import Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
-from streams.fetching import load_release, opening
 from streams.following import follow_items
+from streams.guard import Guard
 from streams.items import load_items
-from streams.lineup import Lineup
+from streams.late import Late
+from streams.lifecycle import Lifecycle
 from streams.metrics import Metrics
 from streams.normalise import Normaliser
 from streams.owners import Owned
 from streams.profiler import Profiler, style_of
 from streams.ranking import Ranker
-from streams.reencode import Reencoder
-from streams.releases import Announced, read_history, serving
+from streams.releases import Announced, read_history
 from streams.restore import restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, prepare
-from streams.swap import Swapper
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
@@ -55,19 +54,23 @@ class Worker:
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
-        self.swapper = self._swapper(releases)
+        self.lifecycle = Lifecycle(settings, releases, self.tower, self.store, self.encoding_pool, self.metrics)
         self.socket = listen(settings.query.host, settings.query.port)
         host, port = self.socket.getsockname()[:2]
         self.url = settings.query.url or f"http://{host}:{port}"
         self.app = make_app(settings, self.url)
         self.tablets = Tablets(folder, w.cache_mb, w.write_buffer_mb, self.app.is_member)
         self.sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
-        self.profiler = Profiler(self.lineup, self.store, style_of(settings), settings.encoding.policy, self._candidate_failed)
+        lifecycle, e = self.lifecycle, settings.encoding
+        self.spare = Baseline(self.tower.dims, self.tower.space_id)
+        fallback = self.spare if e.fallback == "baseline" else None
+        self.guard = Guard(fallback, e.fallback_after_s, self.metrics.encoder_failures.inc, self.metrics.fallback.inc)
+        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
-        r = settings.releases
-        self.reencoder = Reencoder(self.tablets, self.updater, self.lineup, self.metrics, r.reencode_per_s, self.pressed, self.swapper.forget_older)
-        self.swapper.switched = self.reencoder.switched
-        self.ranker = Ranker(self.store, self.tower, lambda space: self.lineup().of_space(space), self.encoding_pool)
+        self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)
+        self.updater.fell_back = self.late.fell_back
+        self.reencoder = lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
+        self.ranker = Ranker(self.store, self.tower, self._encoder_of, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
@@ -76,34 +79,14 @@ class Worker:
         self._add_agents()
         self._add_gauges()
 
-    def _swapper(self, releases: Sequence[Announced]) -> Swapper:
-        e, r, cache = self.settings.encoding, self.settings.releases, Path(self.settings.worker.data_dir) / "bundles"
-
-        def load(release: Release, beside: Encoder | None = None) -> Encoder:
-            return load_release(release, cache, self.tower.space_id, self.tower.dims, e.threads, e.device, beside)
-
-        wanted = serving(releases)
-        if wanted is None:
-            encoder, release = load_encoder(e.encoder, self.tower.space_id, self.tower.dims, e.threads, e.device), None
-        else:
-            encoder, release = opening(wanted, cache, load)
-        swapper = Swapper(Lineup(encoder), releases, load, self.store.table, self.encoding_pool, self.metrics, cache, r.retry_s)
-        if release is not None:
-            swapper.began(release)
-        return swapper
-
-    def lineup(self) -> Lineup:
-        """The encoders as they are now."""
-        return self.swapper.lineup
-
     @property
     def encoder(self) -> Encoder:
         """The one that serves."""
-        return self.swapper.lineup.serving
+        return self.lifecycle.lineup().serving
 
-    def _candidate_failed(self, error: Exception) -> None:
-        self.metrics.candidate_failures.inc()
-        log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
+    def _encoder_of(self, space_id: str) -> Encoder | None:
+        """Who projects items for profiles of a space: also for those that the fallback made."""
+        return self.lifecycle.lineup().of_space(space_id) or (self.spare if space_id == self.spare.space_id else None)
 
     # Agents and the group
 
@@ -146,10 +129,11 @@ class Worker:
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
-        policy = self.settings.encoding.policy
+        policy, count = self.settings.encoding.policy, self.metrics.restored.inc
+        spare = None if self.encoder.version == self.spare.version else self.spare.version  # also where the fallback is off by now
         while True:
             tablet.strange = False
-            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, self.metrics.restored.inc)
+            wrong = await restore(tablet, self.tablets, self.settings.kafka, topics, self.store.table, policy, count, spare)
             if wrong and not await self.updater.repair(tablet, wrong):
                 return
             if not tablet.strange:  # else another worker's rows came in between
@@ -158,7 +142,7 @@ class Worker:
         known = [int.from_bytes(k, "big") for k in tablet.awaited()]
         rows = self.store.table.index(np.array(known, np.uint64))
         self.reencoder.restored(tablet)
-        self.updater.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
+        self.late.restored(tablet, [k for k, row in zip(known, rows, strict=True) if row != UNKNOWN])
 
     def _add_gauges(self) -> None:
         m, tablets = self.metrics, self.tablets
@@ -168,8 +152,9 @@ class Worker:
         m.gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", lambda: tablets.total("memory"))
         m.gauge("currents_items_known", "Items with a vector", lambda: self.store.table.size - 1)
         m.gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
-        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", self.reencoder.pending)
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
+        m.gauge("currents_encoder_failing_seconds", "For how long the encoder has failed; 0 while it works", self.guard.failing_s)
+        m.gauge("currents_late_items", "Items whose users are to be encoded again and were not looked for yet", self.late.pending)
         m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
 
     def lag(self) -> float:
@@ -195,11 +180,10 @@ class Worker:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
         self.spawn(serve(Owned(self), self.socket))
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
-        self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.updater.arrived))
-        self.spawn(self.updater.reencode_forever())
-        self.spawn(self.reencoder.forever())
-        if self.settings.follows():
-            self.spawn(self.swapper.follow(self.settings.kafka, self.settings.topic("releases")))
+        self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.late.arrived))
+        self.spawn(self.late.forever())
+        for task in self.lifecycle.tasks():
+            self.spawn(task)
         self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()

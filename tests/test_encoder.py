@@ -29,7 +29,7 @@ from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
 from encoder.model import SequenceEncoder
-from encoder.runtime import BUCKETS, OnnxEncoder, load_encoder
+from encoder.runtime import BUCKETS, OnnxEncoder, Projected, load_encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
 from training import export as exporting
@@ -257,3 +257,22 @@ def test_publish_is_atomic(tmp_path: Path) -> None:
     assert open_bundle(tmp_path / "b").manifest.version == "v"
     with pytest.raises(BundleError, match="never changed"):
         publish(tmp_path / "b", manifest, files)
+
+
+def test_projection_that_failed() -> None:
+    """Items whose projection failed are projected by the next attempt, not left out."""
+    table, fails = ItemTable(2), [True]
+    for key in range(1, 4):
+        table.put(key, np.array([key, 0], np.float32))
+
+    def project(vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        if fails.pop():
+            raise RuntimeError("no GPU")
+        fails.append(False)
+        return vectors * 2
+
+    projected = Projected(project, 2)
+    with pytest.raises(RuntimeError, match="no GPU"):
+        projected.of(table)
+    fails.append(False)
+    assert projected.of(table)[:4, 0].tolist() == [0, 2, 4, 6]

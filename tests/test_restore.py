@@ -13,7 +13,7 @@ from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.restore import merge, put_profiles, put_windows
-from streams.tablets import Tablet, key_bytes
+from streams.tablets import FALLBACK, Tablet, key_bytes
 from streams.verify import offline_windows
 
 POLICY = Policy(6)
@@ -117,7 +117,7 @@ def profile(user: str, times: list[int], unknown: int = 0) -> bytes:
 
 def test_stale_profile(tablet: Tablet) -> None:
     """A profile of another window than the user's is named, until the right one follows."""
-    stale, long = set[bytes](), "x" * 1024
+    stale, long = set[bytes](), "😀" * 1024
     tablet.write(windows=[(b"u", window([1, 2, 3])), (long.encode(), window([1, 300]))])
     found = [Record(b"u", profile("u", [1, 3])), Record(long.encode(), profile(long, [1, 300])), Record(b"w", None)]
     put_profiles(tablet, found, stale, ItemTable(8), {"t": 2})
@@ -128,20 +128,31 @@ def test_stale_profile(tablet: Tablet) -> None:
     tablet.close()
 
 
+def test_profiles_of_the_fallback(tablet: Tablet) -> None:
+    """Users whose last row is the fallback encoder's wait for the right one; without a fallback nobody does."""
+    rows = [Record(u.encode(), profile(u, [1, 2])) for u in ("u", "😀" * 1024, "encoder_version")] + [Record(b"gone", None)]
+    put_profiles(tablet, rows, set(), ItemTable(8), {"t": 3})
+    put_profiles(tablet, rows, set(), ItemTable(8), {"t": 3}, "baseline-3")
+    assert list(tablet.awaited()) == []
+    put_profiles(tablet, rows, set(), ItemTable(8), {"t": 3}, "e")
+    assert set(tablet.waiting(FALLBACK)) == {row.key for row in rows[:3]}
+    tablet.close()
+
+
 @pytest.mark.parametrize("unknown", [1, 130, 300])
 def test_late_item_of_another_worker(tablet: Tablet, unknown: int) -> None:
     """A user whose last profile is from before an item came, that is known by now, is noted as one who waits for it; others are not."""
-    table, stale = ItemTable(2), set[bytes]()
+    table, stale, late = ItemTable(2), set[bytes](), ("late", "unknown_items", "x\u00adunknown_items\x07", "😀" * 40, "😀" * 1024)
     out = np.zeros(unknown, DTYPE)
     out["ts_ms"], out["event_id"], out["item_key"] = 5, np.arange(unknown), 7
     several = VERSION + out.tobytes()
-    tablet.write(windows=[(user, several) for user in (b"late", b"encoded")])
-    found = [Record(b"late", profile("late", [5] * unknown, unknown)), Record(b"encoded", profile("encoded", [5] * unknown))]
+    tablet.write(windows=[(user, several) for user in (*map(str.encode, late), b"encoded")])
+    found = [Record(u.encode(), profile(u, [5] * unknown, unknown if u in late else 0)) for u in (*late, "encoded")]
     put_profiles(tablet, found, stale, table, {"t": 1})
     assert list(tablet.awaited()) == []
     table.put(7, np.ones(2, np.float32))
     put_profiles(tablet, found, stale, table, {"t": 2})
-    assert (list(tablet.awaited()), list(tablet.waiting(key_bytes(7))), stale) == ([key_bytes(7)], [b"late"], set())
+    assert (list(tablet.awaited()), list(tablet.waiting(key_bytes(7))), stale) == ([key_bytes(7)], sorted(map(str.encode, late)), set())
     tablet.close()
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from streams.late import Late
 from streams.metrics import Metrics
-from streams.settings import Settings
 from streams.startup import claim
 from streams.storage import StorageError
-from streams.tablets import Tablet, Tablets
-from streams.update import Updater
+from streams.tablets import Tablet, Tablets, key_bytes
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -60,27 +59,40 @@ def test_generations(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_late_items_outlive_a_rebalance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items that came late are not forgotten when the generation passes while their tablet is waited for."""
+class Noted:
+    """An updater that notes whom it is to encode again."""
+
+    def __init__(self) -> None:
+        self.users = list[bytes]()
+
+    async def again(self, tablet: Tablet, users: list[bytes], done: list[tuple[bytes, bytes]]) -> bool:
+        self.users += users
+        tablet.write(arrived=done)
+        return True
+
+
+@pytest.mark.parametrize("waits_for", ["restore", "live events"])
+def test_late_items_outlive_a_rebalance(tmp_path: Path, waits_for: str) -> None:
+    """Items that came late are not forgotten when the generation passes while their tablet, or a quiet moment, is waited for."""
 
     async def scenario() -> None:
-        tablets, encoded = Tablets(tmp_path, 8, 4), list[bytes]()
-        updater = Updater(Settings(), tablets, None, None, Metrics(), None)  # type: ignore[arg-type] # nothing is encoded
-
-        async def encode(self: Updater, tablet: Tablet, items: list[bytes]) -> None:
-            encoded.extend(items)
-
-        monkeypatch.setattr(Updater, "_reencode", encode)
+        tablets, noted, pressed = Tablets(tmp_path, 8, 4), Noted(), waits_for == "live events"
+        late = Late(tablets, noted, Metrics(), lambda: pressed)  # type: ignore[arg-type]
         (tablet,) = tablets.assign({1}, 7)
-        running = asyncio.create_task(updater.reencode_forever())
-        updater.arrived([5])
+        tablet.write(waiting=[(key_bytes(5), b"u")])
+        if pressed:
+            tablet.restored.set()
+        running = asyncio.create_task(late.forever())
+        late.arrived([5])
         await asyncio.sleep(0.05)
         tablets.assign({1}, 8)
         tablet.restored.set()
+        pressed = False
         async with asyncio.timeout(20):
-            while not encoded:
+            while not noted.users:
                 await asyncio.sleep(0.05)
         running.cancel()
+        assert (noted.users, late.pending(), list(tablet.awaited())) == ([b"u"], 0, [])
         tablets.close()
 
     asyncio.run(scenario())

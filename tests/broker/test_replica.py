@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,28 +27,22 @@ from streams.tablets import STALE_MS, Tablet, now_ms
 from streams.topics import admin, create
 from streams.worker import running as working
 from tests.apache import free_port
+from tests.broker import live
+from tests.broker.live import PARTITIONS, until
 from tests.test_codecs import PROFILE
 
 pytestmark = pytest.mark.broker
-PARTITIONS = 3
 ODD = ["a b", "a/b", "ä€😀", "100%", "u:rank", "x:batchGet", "/"]
-PLATFORM = {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True}
 
 
 def settings_of(bootstrap: str, folder: Path, **serve: Any) -> Settings:
-    """Settings with topics of their own, which are made."""
-    prefix = f"r{time.time_ns()}"
-    settings = Settings(
-        kafka={"bootstrap": bootstrap},
-        worker={"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker"},
+    """Settings of a worker and of a replica."""
+    return live.settings_of(
+        bootstrap,
+        folder,
         query={"port": 0, "max_body_bytes": 100_000},
         serve={"port": 0, "data_dir": folder / "replica", "cache_mb": 8, **serve},
-        platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
     )
-    client = admin(settings.kafka)
-    create(client, settings, platforms=True)
-    client.close()
-    return settings
 
 
 async def publish(settings: Settings, users: dict[str, int | None]) -> None:
@@ -62,14 +55,6 @@ async def publish(settings: Settings, users: dict[str, int | None]) -> None:
             await producer.send_and_wait(settings.topic("profiles"), row, user.encode(), partition_of(user.encode(), PARTITIONS))
     finally:
         await producer.stop()
-
-
-async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := await condition()):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-    return found
 
 
 def ask(settings: Settings, scenario: Callable[[Replica, httpx.AsyncClient], Coroutine[Any, Any, Any]]) -> Any:

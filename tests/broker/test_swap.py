@@ -34,7 +34,8 @@ from tests.broker.test_replica import PARTITIONS, PLATFORM, until
 from tests.bundles import variant
 
 pytestmark = pytest.mark.broker
-ITEMS, USERS = 60, 40
+ITEMS, USERS = 210, 40
+KINDS = ("Green tea pot", "Trail running shoes", "Jazz guitar", "Tomato seedlings", "Chess clock", "Oil paint", "Robot arm")
 
 
 def settings_of(bootstrap: str, folder: Path, **releases: Any) -> Settings:
@@ -61,15 +62,17 @@ class Load:
 
     async def items(self, worker: Worker) -> None:
         for n in range(ITEMS):
-            row = {"id": f"i{n}", "title": f"Thing {n} of kind {n % 7}", "categories": [f"Kind {n % 7}"]}
+            row = {"id": f"i{n}", "title": f"{KINDS[n % 7]} {n}", "categories": [KINDS[n % 7]]}
             await self._producer.send(self._settings.platforms[0].items_topic, orjson.dumps(row))
         await until(lambda: _true(worker.store.table.size > ITEMS))
 
-    async def events(self, n: int, users: int = USERS) -> None:
+    async def events(self, n: int, users: int = USERS, taste: bool = False) -> None:
+        """`taste`: of things of the user's own kind."""
         for _ in range(n):
             self.sent += 1
+            user, item = self._r.randrange(users), self._r.randrange(ITEMS)
             row: dict[str, Any] = {
-                "account": f"u{self._r.randrange(users)}", "item": f"i{self._r.randrange(ITEMS)}", "behavior": "view",
+                "account": f"u{user}", "item": f"i{item // 7 * 7 % (ITEMS - 7) + user % 7 if taste else item}", "behavior": "view",
                 "time": self._from + self.sent * 1000, "id": str(self.sent),
             }  # fmt: skip
             await self._producer.send(self._settings.platforms[0].topic, orjson.dumps(row), row["account"].encode())  # in order within a user
@@ -154,7 +157,7 @@ def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
                 await load.events(120)
                 await tell(settings, "serving", release)
                 await load.events(120)
-                await until(lambda r=release: _true(worker.encoder.version == r.version or r.version in worker.swapper.refused))
+                await until(lambda r=release: _true(worker.encoder.version == r.version or r.version in worker.lifecycle.swapper.refused))
                 await load.events(60)
             await load.folded(worker)
             await everybody_is_of(worker, "v3")
@@ -245,5 +248,40 @@ def test_invalid_record_changes_nothing(bootstrap: str, tmp_path: Path) -> None:
             await load.folded(worker)
             assert worker.encoder.version == "baseline-3"
             assert {u.encoder_version for u in stored(worker).values()} == {"baseline-3"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("better", [True, False], ids=["better", "worse"])
+def test_trial_is_decided(bootstrap: str, tmp_path: Path, better: bool) -> None:
+    """A canary that is better on arriving events is promoted, a worse one rolled back, by one record with figures; all users follow."""
+    settings = settings_of(bootstrap, tmp_path, observed_per_s=2000, least_events=150, tolerated_loss=0.05)
+    noise = variant(tmp_path / "noise", "noise", 1, 30.0)
+    day_0 = Release("baseline-3", load_tower("static").space_id, "", "", "serving", 1.0, "", 1, "test", "")
+    served, tried = (noise, day_0) if better else (day_0, noise)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            await tell(settings, "serving", served)
+            await load.events(100, taste=True)
+            await until(lambda: _true(worker.encoder.version == served.version))
+            await tell(settings, "candidate", msgspec.structs.replace(tried, state="canary", share=0.3))
+            await until(lambda: _true(worker.lifecycle.lineup().candidate is not None))
+            history = worker.lifecycle.swapper.history
+
+            async def ended() -> bool:
+                await load.events(40, taste=True)
+                await load.folded(worker)
+                return len(history) > 2
+
+            await until(ended)
+            assert len(history) == 3
+            last = history[2]
+            assert last.release is not None
+            assert (last.channel, last.release.version) == (("serving", "baseline-3") if better else ("candidate", "noise"))
+            assert last.release.state == ("promoted" if better else "rolled-back")
+            assert last.release.metrics["online_events"] >= 150
+            assert worker.url in last.release.by
+            await everybody_is_of(worker, "baseline-3")
 
     asyncio.run(scenario())

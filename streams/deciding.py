@@ -1,0 +1,65 @@
+"""Ends a trial by the rules of `streams.trial`. One worker writes: the owner of partition 0, by what it saw of its own users.
+
+Users are spread over partitions by a hash, so what one worker sees is a fair sample. When partition 0 changes hands its new owner decides by its own.
+"""
+
+import asyncio
+import logging
+
+from schemas.releases import Channel, Release, encode_release
+from streams.observing import Observer
+from streams.releases import ReleaseError, ended, promoted, trial
+from streams.sending import Sender
+from streams.swap import Swapper
+from streams.tablets import Tablets, now_ms
+from streams.trial import Rules, decide, figures
+
+log = logging.getLogger("currents.releases")
+LOOK_S = 2.0
+
+
+class Decider:
+    """Looks at the figures of a canary now and then. A shadow is measured, and left to people."""
+
+    def __init__(self, swapper: Swapper, observer: Observer, tablets: Tablets, sender: Sender, topic: str, by: str, rules: Rules) -> None:
+        self._swapper, self._observer, self._tablets, self._sender, self._topic, self._by = swapper, observer, tablets, sender, topic, by
+        self._rules = rules
+
+    async def forever(self) -> None:
+        """Without end."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.look()
+
+    async def look(self) -> bool:
+        """Write the record that ends the trial, if it is to end and this worker is the one to say so; whether it did."""
+        history, seen, generation = self._swapper.history, self._observer.trial, self._tablets.generation
+        tried = trial(history)
+        if tried is None or tried.state != "canary" or seen is None or generation is None or self._tablets.get(0) is None:
+            return False
+        if (seen.served, seen.tried) != (self._swapper.lineup.serving.version, tried.version):
+            return False
+        verdict = decide(seen, self._rules)
+        if verdict.action == "watch" or not await self._tablets.may_publish(generation):
+            return False
+        measured, at = figures(seen, self._rules), now_ms()
+        try:
+            if verdict.action == "promote":
+                await self._write("serving", promoted(history, tried, seen.served, self._by, verdict.why, at, measured))
+            else:
+                await self._write("candidate", ended(tried, self._by, verdict.why, at, measured))
+        except ReleaseError as error:
+            log.error("%s", error)
+            return False
+        log.warning("candidate %s: %s: %s", tried.version, verdict.action, verdict.why)
+        self._observer.trial = None
+        await self._taken(tried)
+        return True
+
+    async def _write(self, channel: Channel, release: Release) -> None:
+        await self._sender.send(self._topic, {0: [(channel.encode(), encode_release(release), now_ms())]})
+
+    async def _taken(self, tried: Release) -> None:
+        """Until the record is read here, so that it is written once."""
+        while trial(self._swapper.history) == tried:
+            await asyncio.sleep(0.1)

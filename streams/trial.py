@@ -1,0 +1,118 @@
+"""Whether a candidate is promoted, rolled back, or watched on: pure functions of what arriving events said of it and of the serving encoder.
+
+Every event that is looked at asks both encoders for the item acted on, given the same window before it. The difference of the two hits, -1, 0 or 1,
+is paired: what makes an event hard is the same for both. One may look after every event: the interval is a confidence sequence, and always holds.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Action = Literal["watch", "promote", "roll back"]
+
+
+@dataclass
+class Sums:
+    """Of paired hits."""
+
+    events: int = 0
+    served: int = 0
+    """Hits of the serving encoder."""
+    tried: int = 0
+    """Hits of the candidate."""
+    differing: int = 0
+    """Events that one of them hit and the other did not: the sum of the squared differences."""
+
+    def add(self, served: bool, tried: bool) -> None:
+        """One event."""
+        self.events += 1
+        self.served += served
+        self.tried += tried
+        self.differing += served != tried
+
+
+@dataclass
+class Trial:
+    """What this worker saw of one candidate against one serving encoder."""
+
+    served: str
+    tried: str
+    whole: Sums = field(default_factory=Sums)
+    platforms: dict[str, Sums] = field(default_factory=dict)
+    failures: int = 0
+    """Batches that the candidate could not encode."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a trial ends."""
+
+    alpha: float = 0.05
+    """Chance of being wrong, over the whole trial."""
+    tolerated: float = 0.01
+    """Hit rate that a promoted candidate may have lost at most."""
+    least: int = 500
+    """Events before anything is decided: the interval is asymptotic."""
+    most: int = 100_000
+    """Events after which a candidate that is still not known to be good enough goes."""
+    failures: int = 3
+    """Batches that a candidate may fail to encode before it goes."""
+
+
+class Verdict(NamedTuple):
+    """What to do, and why in words."""
+
+    action: Action
+    why: str
+
+
+def interval(sums: Sums, alpha: float, at: int) -> tuple[float, float]:
+    """Bounds of the mean of tried minus served that hold for all numbers of events at once with chance 1 - alpha, tightest near `at` events.
+
+    The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic
+    confidence sequences", arXiv:2103.06476, theorem 2.2, with their ρ for `at`; it also holds for a mean that changes and for events that depend on
+    those before. It is Robbins' normal mixture (1970), of which the mixture SPRT is the test.
+    """
+    n = sums.events
+    if not n:
+        return -1.0, 1.0
+    mean = (sums.tried - sums.served) / n
+    deviation = math.sqrt(max(sums.differing / n - mean**2, 1 / n))  # never nothing: a few equal hits prove no equality
+    rho2 = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / at
+    margin = deviation * math.sqrt(2 * (n * rho2 + 1) / (n**2 * rho2) * math.log(math.sqrt(n * rho2 + 1) / alpha))
+    return max(-1.0, mean - margin), min(1.0, mean + margin)
+
+
+def decide(trial: Trial, rules: Rules) -> Verdict:
+    """Roll back what fails, is worse, or is not known to be good enough in time; promote what is not worse by more than is tolerated."""
+    n, (low, high) = trial.whole.events, interval(trial.whole, rules.alpha, rules.least)
+    said = f"hit rate {low:+.4f} to {high:+.4f} against {trial.served}, {n} events"
+    if trial.failures > rules.failures:
+        return Verdict("roll back", f"could not encode {trial.failures} batches, {rules.failures} are tolerated")
+    if n < rules.least:
+        return Verdict("watch", f"{n} of at least {rules.least} events")
+    if worse := "worse" if high < 0 else _worse_on(trial, rules):
+        return Verdict("roll back", f"{worse}: {said}")
+    if low > -rules.tolerated:
+        return Verdict("promote", said)
+    late = n >= rules.most
+    return Verdict("roll back", f"not known to lose less than {rules.tolerated:g} by now: {said}") if late else Verdict("watch", said)
+
+
+def _worse_on(trial: Trial, rules: Rules) -> str:
+    """A platform on which the candidate is known to be worse, in words; empty where there is none. The chance of being wrong is shared among them."""
+    for name, sums in sorted(trial.platforms.items()):
+        highest = interval(sums, rules.alpha / len(trial.platforms), rules.least)[1]
+        if sums.events >= rules.least and highest < 0:
+            return f"worse on {name} (hit rate at most {highest:+.4f}, {sums.events} events)"
+    return ""
+
+
+def figures(trial: Trial, rules: Rules) -> Mapping[str, float]:
+    """What goes into the record."""
+    n, (low, high) = max(trial.whole.events, 1), interval(trial.whole, rules.alpha, rules.least)
+    return {
+        "online_events": float(trial.whole.events), "online_hit_rate": round(trial.whole.tried / n, 4),
+        "online_hit_rate_serving": round(trial.whole.served / n, 4), "online_low": round(low, 4), "online_high": round(high, 4),
+    }  # fmt: skip
