@@ -171,7 +171,7 @@ class TowerRecipe(BaseModel):
     """Of torch; 0: as many as there are cores."""
 
 
-class Rules(BaseModel):
+class GateRules(BaseModel):
     """What a new release must pass before it is announced, beside the serving one on the newest events; and when it keeps the space's id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

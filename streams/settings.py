@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from encoder.recipe import Recipe, Rules
+from encoder.recipe import GateRules, Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
 from schemas.windows import Policy
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     serve: Serve = Serve()
     releases: Releases = Releases()
     training: Recipe = Recipe()
-    gate: Rules = Rules()
+    gate: GateRules = GateRules()
     archive: Archive = Archive()
     retrain: Retrain = Retrain()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()

@@ -1,11 +1,11 @@
-"""Rules of the gate."""
+"""GateRules of the gate."""
 
 import math
 from typing import Any
 
 import pytest
 
-from encoder.recipe import Rules
+from encoder.recipe import GateRules
 from training.gate import judge, refusal
 
 
@@ -40,7 +40,7 @@ CASES = [
 @pytest.mark.parametrize(("changes", "refused"), CASES)
 def test_rules(changes: dict[str, Any], refused: str | None) -> None:
     """Each rule refuses what it is for, says by how much, and nothing else is refused."""
-    findings = judge(figures(**changes), Rules(), ["shop", "news"])
+    findings = judge(figures(**changes), GateRules(), ["shop", "news"])
     assert len(findings) == 7
     said = refusal(findings)
     if refused is None:
@@ -52,19 +52,19 @@ def test_rules(changes: dict[str, Any], refused: str | None) -> None:
 
 
 def test_bounds_are_settings() -> None:
-    """Rules say where the bounds are."""
+    """GateRules say where the bounds are."""
     found = figures(slices={"all": part(0.2, 0.203)})
-    assert refusal(judge(found, Rules(gain=0.01), ["shop"])) is None
-    assert "better by more than 2.0%" in (refusal(judge(found, Rules(gain=0.02), ["shop"])) or "")
+    assert refusal(judge(found, GateRules(gain=0.01), ["shop"])) is None
+    assert "better by more than 2.0%" in (refusal(judge(found, GateRules(gain=0.02), ["shop"])) or "")
 
 
 def test_missing_platform() -> None:
     """A declared platform without any case is refused by name, unless none is asked for."""
-    assert refusal(judge(figures(), Rules(), ["shop", "video"])) == "cases of platform video: want at least 50, got 0"
-    assert refusal(judge(figures(), Rules(min_cases=0), ["shop", "video"])) is None
+    assert refusal(judge(figures(), GateRules(), ["shop", "video"])) == "cases of platform video: want at least 50, got 0"
+    assert refusal(judge(figures(), GateRules(min_cases=0), ["shop", "video"])) is None
 
 
 def test_all_that_fails_is_said() -> None:
     """Several failed rules are one line."""
-    said = refusal(judge(figures(size_mb=1000.0, latency_ms=1000.0), Rules(), ["shop"]))
+    said = refusal(judge(figures(size_mb=1000.0, latency_ms=1000.0), GateRules(), ["shop"]))
     assert said == "size, MB: want at most 512, got 1e+03; latency, ms: want at most 250, got 1e+03"

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from encoder.bundle import BundleError, open_bundle, read_residuals
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.recipe import Recipe, Rules
+from encoder.recipe import GateRules, Recipe
 from encoder.towers import load_tower
 from schemas.items import item_key
 from schemas.runs import Steps
@@ -26,7 +26,7 @@ from training.retrain import retrain
 from training.splits import DataError
 
 STEPS = ("examples", "train", "align", "bundle", "evaluate", "gate")
-LAX = Rules(gain=-0.9, min_cases=5, platform_loss=0.9, cold_loss=0.9, latency_ms=60_000, space_cosine=0.1, space_loss=0.99)
+LAX = GateRules(gain=-0.9, min_cases=5, platform_loss=0.9, cold_loss=0.9, latency_ms=60_000, space_cosine=0.1, space_loss=0.99)
 SMALL = Recipe(
     preset="xs", dims=32, max_len=8, epochs=4, lr=1e-3, batch_users=16, weight_value=0, negatives=0, log_to="none", precision="no", threads=1,
     ema=0.9, dropout=0.0, whiten=False, residual_min_count=3,
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job_of(world: Path, rules: Rules = LAX, serving: str = "", **changes: object) -> Job:
+def job_of(world: Path, rules: GateRules = LAX, serving: str = "", **changes: object) -> Job:
     asked = Retraining(serving=serving or str(world / "serving"), rules=rules, epochs=4, lr=1e-3, **changes)  # type: ignore[arg-type]
     platforms = load(world / "data" / "currents.toml").platforms
     return Job(data=str(world / "data"), platforms=platforms, recipe=SMALL, retrain=asked)

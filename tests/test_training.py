@@ -27,7 +27,7 @@ from training.finetune import train
 from training.log import EventLog, catalogue, event_log, windows
 from training.metrics import METRICS, concentration, coverage, difference, ranked
 from training.scorers import aged, decayed_mean, model_scores, popularity, recent_popularity
-from training.splits import Cases, DataError, Split, by_time, cases, held_out_users, leave_one_out
+from training.splits import Cases, DataError, Split, by_time, cases, elsewhere, held_out_users, leave_one_out
 
 ITEMS, DIMS = 60, 16
 
@@ -135,6 +135,22 @@ def test_time_split() -> None:
     for some in (split.valid, split.test, by_time(log, 0.2, 0.2, successive=True).test):
         assert (ts[some.end - 1] < ts[some.target]).all()
         assert (log.starts[some.target] == some.begin).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_elsewhere(ties: bool) -> None:
+    """With a platform held out a case keeps its target and exactly what its user did before it on other platforms."""
+    log = made_log(ties=ties)
+    some = leave_one_out(log).test
+    other, hidden = elsewhere(log, some)
+    want = {}
+    for begin, end, target in zip(some.begin, some.end, some.target, strict=True):
+        before = [r.tobytes() for r in log.rows[begin:end] if r["platform"] != log.rows["platform"][target]]
+        if before:
+            want[log.rows[target].tobytes()] = before
+    assert 0 < len(want) < len(some) or not ties
+    got = {other.rows[t].tobytes(): [r.tobytes() for r in other.rows[a:b]] for a, b, t in zip(hidden.begin, hidden.end, hidden.target, strict=True)}
+    assert got == want
 
 
 def test_leave_one_out() -> None:

@@ -57,10 +57,7 @@ def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str,
     out: dict[str, Any] = {}
     for name, mask in slices(target, counts, trained, platform, log.catalogue.platforms).items():
         if mask.any():
-            items = int(np.isin(log.catalogue.platform, np.unique(platform[mask])).sum())
-            top = found.top[mask]
-            shown = {"coverage@10": coverage(top, items), "concentration@10": concentration(top, items)}
-            out[name] = {"cases": int(mask.sum()), **summary(found.rank[mask]), **shown}
+            out[name] = measured(Ranked(found.rank[mask], found.top[mask]), log.catalogue.platform, platform[mask])
     return out
 
 
@@ -74,3 +71,10 @@ def beside(ours: Ranked, theirs: Ranked, log: EventLog, split: Split, some: Case
             means = {who: float(METRICS[metric](r.rank[mask]).mean()) for who, r in (("serving", theirs), ("candidate", ours))}
             out[name] = {"cases": int(mask.sum()), **means, "difference": difference(ours.rank[mask], theirs.rank[mask], metric)}
     return out
+
+
+def measured(found: Ranked, platform: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Metrics of n cases; platforms of the catalogue's rows (N,) and of the targets (n,)."""
+    items = int(np.isin(platform, np.unique(targets)).sum())
+    shown = {"coverage@10": coverage(found.top, items), "concentration@10": concentration(found.top, items)}
+    return {"cases": len(found.rank), **summary(found.rank), **shown}

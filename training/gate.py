@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from encoder.recipe import Rules
+from encoder.recipe import GateRules
 
 COLD = "item-cold"
 
@@ -22,7 +22,7 @@ class Finding:
         return f"{self.rule}: want {self.wanted}, got {self.got}"
 
 
-def judge(figures: Mapping[str, Any], rules: Rules, platforms: Sequence[str]) -> list[Finding]:
+def judge(figures: Mapping[str, Any], rules: GateRules, platforms: Sequence[str]) -> list[Finding]:
     """Figures as training.evaluate.beside and training.retrain measure them -> a finding a rule. A figure that is no number passes nothing.
 
     {"slices": {"all" | "item-cold" | "platform <name>": {"cases": n, "serving": mean, "candidate": mean, "difference": {"mean", "low", "high"}}},
@@ -45,7 +45,7 @@ def judge(figures: Mapping[str, Any], rules: Rules, platforms: Sequence[str]) ->
     return out
 
 
-def _platform(name: str, found: Mapping[str, Any] | None, rules: Rules) -> Finding:
+def _platform(name: str, found: Mapping[str, Any] | None, rules: GateRules) -> Finding:
     if found is None or found["cases"] < rules.min_cases:
         cases = found["cases"] if found else 0
         return Finding(f"cases of platform {name}", f"at least {rules.min_cases}", str(cases), cases >= rules.min_cases)

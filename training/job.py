@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from encoder.recipe import Recipe, Rules, TowerRecipe
+from encoder.recipe import GateRules, Recipe, TowerRecipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
 from schemas.windows import Policy
@@ -23,7 +23,7 @@ class Retraining(BaseModel):
 
     serving: str
     """`baseline`, `demo`, or the folder of the serving release's bundle."""
-    rules: Rules = Rules()
+    rules: GateRules = GateRules()
     min_events: int = 1
     epochs: int = 4
     """From a warm start; `lr` too."""

@@ -18,7 +18,7 @@ from encoder.recipe import Recipe
 from encoder.runtime import load_encoder
 from encoder.towers import Tower, load_tower
 from training import sasrec
-from training.evaluate import Ranked, Score, rank, report
+from training.evaluate import Ranked, Score, measured, rank, report
 from training.export import export
 from training.finetune import fresh, residual_rows, train
 from training.job import Job
@@ -26,7 +26,7 @@ from training.log import EventLog
 from training.metrics import difference
 from training.report import write_report
 from training.scorers import decayed_mean, model_scores, popularity, recent_popularity, served
-from training.splits import Cases, Split, by_time
+from training.splits import Cases, Split, by_time, elsewhere
 from training.tagging import tags
 
 Say = Callable[[str], None]
@@ -170,7 +170,13 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say, sasrec_epochs: 
         else:  # the behavior task has no head in the graph
             models = {version: served(load_encoder(bundle, tower.space_id, tower.dims), log), **models}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
-    return {**compared(found, log, split, split.test), **extra}
+    results = compared(found, log, split, split.test)
+    other, hidden = elsewhere(log, split.test)
+    if len(hidden):
+        platform = log.catalogue.platform
+        for name, score in models.items():
+            results["models"][name]["platform held out"] = measured(rank(score, other, hidden), platform, platform[other.items[hidden.target]])
+    return {**results, **extra}
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -25,13 +25,13 @@ def popularity(counts: np.ndarray) -> Score:
 def recent_popularity(log: EventLog, span_ms: int = WEEK_MS) -> Score:
     """How often each item was acted on, by anybody, in the span before the target."""
     order = np.argsort(log.rows["ts_ms"], kind="stable")
-    ts = log.rows["ts_ms"][order]
+    ts, items = log.rows["ts_ms"][order], log.items[order]
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
         at = log.rows["ts_ms"][some.target]
         low, high = np.searchsorted(ts, at - span_ms), np.searchsorted(ts, at)
         n = log.catalogue.size
-        return np.stack([np.bincount(log.items[order[a:b]], minlength=n) for a, b in zip(low, high, strict=True)]).astype(np.float32)
+        return np.stack([np.bincount(items[a:b], minlength=n) for a, b in zip(low, high, strict=True)]).astype(np.float32)
 
     return score
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from encoder.features import UNKNOWN
-from training.log import EventLog
+from training.log import EventLog, event_log, spans
 
 TOO_FEW = 20
 VALIDATION_CASES = 2000  # ranked after every epoch, at most
@@ -62,6 +62,18 @@ def cases(log: EventLog, targets: np.ndarray) -> Cases:
         end[tied] -= 1
     good = (end > begin) & (log.items[targets] != UNKNOWN)
     return Cases(begin[good], end[good], targets[good])
+
+
+def elsewhere(log: EventLog, some: Cases) -> tuple[EventLog, Cases]:
+    """The targets asked of other platforms alone: a log whose users are the cases, without their events on the target's platform, and its cases.
+
+    Cases without events on another platform are left out.
+    """
+    at, owner = spans(some.begin, some.end), np.repeat(np.arange(len(some)), some.end - some.begin)
+    keep = log.rows["platform"][at] != log.rows["platform"][some.target][owner]
+    rows, users = np.concatenate([at[keep], some.target]), np.concatenate([owner[keep], np.arange(len(some))])
+    other = event_log([f"{u:09d}" for u in users.tolist()], log.rows[rows], log.catalogue)
+    return other, cases(other, other.bounds[1:] - 1)
 
 
 def leave_one_out(log: EventLog) -> Split:
