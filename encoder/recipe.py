@@ -1,4 +1,4 @@
-"""What a training run is asked for. Section `[training]` of the settings file; `training` reads nothing else. Defaults: docs/encoder.md."""
+"""What a training run is asked for, and what a release must pass: `[training]` and `[gate]` of the settings. Defaults: docs/encoder.md."""
 
 from typing import Annotated, Literal
 
@@ -169,3 +169,32 @@ class TowerRecipe(BaseModel):
     """Of everything random."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Of torch; 0: as many as there are cores."""
+
+
+class GateRules(BaseModel):
+    """What a new release must pass before it is announced, beside the serving one on the newest events; and when it keeps the space's id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    metric: Literal["ndcg@10", "hr@10"] = "ndcg@10"
+    """What is compared."""
+    gain: float = 0.0
+    """Over all cases it must be better by more than this share of the serving release's metric."""
+    platform_loss: Share = 0.05
+    """No platform may be worse by more than this share of its metric."""
+    cold_loss: Share = 0.0
+    """On items without training events it must not be shown worse (whole 95 % interval) by more than this share."""
+    min_cases: Annotated[int, Field(ge=0)] = 50
+    """Test cases that every declared platform must have; 0: a platform may have none."""
+    size_mb: Annotated[float, Field(gt=0)] = 512.0
+    """Most MB of the bundle's files."""
+    latency_ms: Annotated[float, Field(gt=0)] = 250.0
+    """Most ms for 64 full windows on one thread of ONNX Runtime, the least of several runs."""
+    parity: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest difference of any output between torch and ONNX."""
+    space_cosine: Share = 0.9
+    """Least mean cosine of turned and serving vectors of anchor items for the same space_id."""
+    space_loss: Share = 0.01
+    """Largest share of the metric that a reader of both releases' vectors may lose for the same space_id."""
+    anchors: Positive = 20_000
+    """Most anchor items, those with the most events first; 10,000 or more are advised."""

@@ -39,16 +39,18 @@ def _problems() -> tuple[type[Exception], ...]:
     # Imported when something went wrong: a command like `settings` should not wait for the stream engine.
     from encoder.bundle import BundleError
     from encoder.towers import TowerError
+    from schemas.archive import ArchiveError
     from streams.broker import EmbeddedBrokerError
     from streams.clients import InputError
     from streams.fetching import FetchError
     from streams.reading import QueryError
     from streams.releases import ReleaseError
+    from streams.retraining import RetrainError
     from streams.storage import StorageError
     from streams.topics import BrokerError
 
-    ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, EmbeddedBrokerError, InputError, QueryError, ReleaseError, FetchError)
-    return (*ours, FileNotFoundError)
+    ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, ArchiveError, EmbeddedBrokerError, InputError, QueryError)
+    return (*ours, ReleaseError, FetchError, RetrainError, FileNotFoundError)
 
 
 @app.command()
@@ -75,6 +77,38 @@ def serve(config: Config = None) -> None:
     settings = load(config)
     set_up_logging(settings.worker.log_level)
     uvloop.run(run(settings))
+
+
+@app.command()
+def archive(
+    once: Annotated[bool, typer.Option("--once", help="Up to the present end of the topics, then stop")] = False,
+    config: Config = None,
+) -> None:
+    """Write the unified topic, events and items, to Parquet until SIGTERM: each record once."""
+    from streams.archive import run
+    from streams.logs import set_up_logging
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    print_json({"archived": run(settings, once)})
+
+
+@app.command()
+def retrain(
+    once: Annotated[bool, typer.Option("--once", help="One run now, or on with the one that was broken off; not by the schedule")] = False,
+    config: Config = None,
+) -> None:
+    """A new release from the live log, gated, aligned and announced as a candidate: by the settings' schedule until SIGTERM."""
+    from streams.logs import set_up_logging
+    from streams.retraining import once as run
+    from streams.retraining import scheduled
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    if once:
+        print_json(run(settings))
+    else:
+        scheduled(settings, config)
 
 
 @app.command()

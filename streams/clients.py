@@ -16,6 +16,7 @@ from streams.releases import Announced, of_record
 from streams.settings import Settings
 from streams.topics import DEAD_LETTER_BYTES, BrokerError, client_config
 
+ANSWER_S = 30.0
 IDLE_S = 1.5  # a log that says nothing for this long has ended
 
 
@@ -54,6 +55,28 @@ def partitions(client: KafkaConsumer, topic: str) -> list[TopicPartition]:
     if not found:
         raise BrokerError(f"topic {topic} does not exist: run `currents topics --create`")
     return [TopicPartition(topic, p) for p in sorted(found)]
+
+
+def extent(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int]]:
+    """What is there of some topics: partition -> first offset, and the one after the last. Raises BrokerError.
+
+    The end is the high watermark of the fetch responses: the only figure that every broker gets right.
+    """
+    client = consumer(settings)
+    try:
+        tps = [tp for topic in topics for tp in partitions(client, topic)]
+        first, last = client.beginning_offsets(tps), client.end_offsets(tps)
+        client.assign(tps)
+        for tp in tps:
+            client.seek(tp, last[tp])
+        deadline = time.monotonic() + ANSWER_S
+        while None in (found := {tp: client.highwater(tp) for tp in tps}).values():
+            if time.monotonic() > deadline:
+                raise BrokerError(f"topic {next(tp for tp in tps if found[tp] is None).topic}: no answer to a fetch in {ANSWER_S:.0f} s")
+            client.poll(100)
+        return {tp: (first[tp], found[tp]) for tp in tps}
+    finally:
+        client.close()
 
 
 def produce(settings: Settings, lines: Iterable[bytes], platform: str, items: bool, rate: float, raw: bool, progress: Callable[[int], None]) -> int:

@@ -25,7 +25,12 @@ from streams.terminal import Config, Json, out, print_json
 
 GRACE_S = 30.0
 
-Data = Annotated[str, typer.Argument(help="Folder of <platform>.events.jsonl and .items.jsonl (or .parquet); or topic, topic:FROM-TO (offsets)")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of <platform>.events.jsonl and .items.jsonl (or .parquet); folder or URL of an archive; or topic, topic:FROM-TO (offsets)"
+    ),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A training setting for this run: key=value")]
 BundleFolder = Annotated[str, typer.Argument(help="Folder of a bundle; or baseline")]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from encoder.recipe import Recipe
+from encoder.recipe import GateRules, Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
 from schemas.windows import Policy
@@ -149,6 +149,29 @@ class Serve(Section):
     write_buffer_mb: int = Field(16, ge=1, description="RocksDB memtable of one partition, MiB")
 
 
+class Archive(Section):
+    """`currents archive`: the unified topic as Parquet."""
+
+    url: str = Field("currents-archive", description="Folder or fsspec URL of the archive; one archiver each")
+    batch_records: int = Field(200_000, ge=1, description="Records of a partition that are written at once")
+    flush_s: float = Field(300.0, gt=0, description="Seconds after which what has come is written")
+    merge_s: float = Field(3600.0, gt=0, description="Seconds between merges of small batches")
+    merge_records: int = Field(1_000_000, ge=1, description="Batches are merged up to so many records")
+
+
+class Retrain(Section):
+    """`currents retrain`: a new release from the live log."""
+
+    folder: Path = Field(Path("currents-retrain"), description="Folder of the runs")
+    schedule: str = Field("17 3 * * 1", description="When, as a cron expression in UTC, without --once")
+    source: Literal["topic", "archive"] = Field("topic", description="Read the unified topic, or `archive.url`")
+    events: int = Field(2_000_000, ge=1, description="Newest events that are read, at most")
+    min_events: int = Field(10_000, ge=1, description="Fewer are refused")
+    epochs: int = Field(4, ge=1, description="Most passes over the data, from a warm start; else `training.epochs`")
+    lr: float = Field(3e-4, gt=0, description="Peak learning rate, from a warm start; else `training.lr`")
+    bundles: str = Field("currents-bundles", description="Folder or fsspec URL where workers find the bundles of candidates")
+
+
 class Releases(Section):
     """Which encoder workers take from `<prefix>.releases`, and how they go over to it: `docs/swapping.md`."""
 
@@ -187,6 +210,9 @@ class Settings(BaseSettings):
     serve: Serve = Serve()
     releases: Releases = Releases()
     training: Recipe = Recipe()
+    gate: GateRules = GateRules()
+    archive: Archive = Archive()
+    retrain: Retrain = Retrain()
     platforms: Annotated[tuple[PlatformMapping, ...], Field(description="One table per platform: `docs/mappings.md`")] = ()
 
     @classmethod

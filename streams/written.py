@@ -1,48 +1,111 @@
-"""Logs as files for training: the unified topic between two offsets, and the synthetic world."""
+"""Logs as files for training: slices of the unified topic or its archive, and the synthetic world."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, Literal
 
-from schemas.events import UNIFIED_EVENTS
-from schemas.items import UNIFIED_ITEMS
-from streams.clients import InputError, consumer, partitions
+from kafka import TopicPartition
+
+from schemas.archive import Archive, ArchiveError, newest, spans
+from schemas.events import UNIFIED_EVENTS, encode_event
+from schemas.items import UNIFIED_ITEMS, encode_item_vector
+from streams.clients import InputError, consumer, extent
 from streams.settings import Settings
 from streams.world import World
 
+Spans = dict[int, tuple[int, int]]
+"""Partition -> first offset, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A piece of the unified topic, or of its archive, that stays what it is."""
+
+    source: Literal["topic", "archive"]
+    events: Spans
+    items: Spans
+
+    @property
+    def count(self) -> int:
+        """Offsets of events: as many events as there are, at most."""
+        return sum(end - begin for begin, end in self.events.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """With partitions as JSON's keys."""
+        return {"source": self.source} | {k: {str(p): list(s) for p, s in sorted(getattr(self, k).items())} for k in ("events", "items")}
+
+
+def slice_of(row: dict[str, Any]) -> Slice:
+    """`as_json` back."""
+    events, items = ({int(p): (int(a), int(b)) for p, (a, b) in row[k].items()} for k in ("events", "items"))
+    return Slice(row["source"], events, items)
+
+
+def newest_slice(settings: Settings, source: Literal["topic", "archive"], most: int) -> Slice:
+    """All items, and of the events the newest offsets, `most` in all, evenly over the partitions. Raises BrokerError, ArchiveError."""
+    if source == "topic":
+        events, items = _spans(settings, "events"), _spans(settings, "item-vectors")
+    else:
+        archive = Archive(settings.archive.url)
+        if archive.about() is None:
+            raise ArchiveError(f"archive.url = {settings.archive.url!r}: no archive there; run `currents archive`")
+        events, items = spans(archive.batches("events")), spans(archive.batches("items"))
+    each = -(-most // max(len(events), 1))
+    return Slice(source, {p: (max(a, b - each), b) for p, (a, b) in events.items()}, items)
+
+
+def write_slice(settings: Settings, what: Slice, folder: Path) -> None:
+    """Its events, and the newest vector of every item, as training reads them. Raises BrokerError, ArchiveError."""
+    if what.source == "archive":
+        archive = Archive(settings.archive.url)
+        _write(folder / UNIFIED_EVENTS, (encode_event(e) for e in archive.events(what.events)))
+        _write(folder / UNIFIED_ITEMS, map(encode_item_vector, newest(archive.items(what.items))))
+        return
+    _write(folder / UNIFIED_EVENTS, (value for _, value in _values(settings, "events", what.events) if value is not None))
+    _write(folder / UNIFIED_ITEMS, newest(_values(settings, "item-vectors", what.items)))
+
 
 def write_topic(settings: Settings, data: str, folder: Path) -> None:
-    """`topic` or `topic:FROM-TO`: values of the unified topic by offsets of each partition, and all item vectors. Raises InputError."""
-    begin, end = 0, None
+    """`topic` or `topic:FROM-TO`: events of the unified topic by offsets of each partition, and all items. Raises InputError."""
+    low, high = 0, None
     _, _, span = data.partition(":")
     if span:
         try:
-            low, high = span.split("-")
-            begin, end = int(low or 0), int(high) if high else None
+            begin, end = span.split("-")
+            low, high = int(begin or 0), int(end) if end else None
         except ValueError:
             raise InputError(f"{data}: want topic or topic:FROM-TO with whole numbers") from None
-    _dump(settings, settings.topic("events"), folder / UNIFIED_EVENTS, begin, end)
-    _dump(settings, settings.topic("item-vectors"), folder / UNIFIED_ITEMS, 0, None)
+    events = {p: (max(low, a), b if high is None else min(high, b)) for p, (a, b) in _spans(settings, "events").items()}
+    write_slice(settings, Slice("topic", events, _spans(settings, "item-vectors")), folder)
 
 
-def _dump(settings: Settings, topic: str, path: Path, begin: int, end: int | None) -> None:
+def _spans(settings: Settings, topic: str) -> Spans:
+    return {tp.partition: span for tp, span in extent(settings, [settings.topic(topic)]).items()}
+
+
+def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[bytes | None, bytes | None]]:
+    """Keys and values by partition and offset."""
     client = consumer(settings)
     try:
-        parts = partitions(client, topic)
-        first, last = client.beginning_offsets(parts), client.end_offsets(parts)
-        start = {tp: max(begin, first[tp]) for tp in parts}
-        stop = {tp: last[tp] if end is None else min(end, last[tp]) for tp in parts}
-        left = [tp for tp in parts if start[tp] < stop[tp]]
-        with path.open("wb") as file:
-            for tp in left:  # one partition after the other: the log is read once, and simply
-                client.assign([tp])
-                client.seek(tp, start[tp])
-                while client.position(tp) < stop[tp]:
-                    for records in client.poll(1000, max_records=5000).values():
-                        file.writelines(r.value for r in records if r.value is not None and r.offset < stop[tp])
+        for partition, (begin, end) in sorted(spans.items()):  # one after the other: the log is read once, and simply
+            if begin >= end:
+                continue
+            tp = TopicPartition(settings.topic(topic), partition)
+            client.assign([tp])
+            client.seek(tp, begin)
+            while client.position(tp) < end:
+                for records in client.poll(1000, max_records=5000).values():
+                    yield from ((r.key, r.value) for r in records if r.offset < end)
     finally:
         client.close()
+
+
+def _write(path: Path, values: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(values)
 
 
 def write_world(folder: Path, events: int, users: int, seed: int, days: float, catalogue_seed: int = 1, end_ms: int | None = None) -> dict[str, int]:

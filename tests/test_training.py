@@ -207,6 +207,8 @@ def test_metrics_by_hand() -> None:
     assert found.tolist() == [3, 4, 1]
     assert top.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3, -1]]
     assert METRICS["ndcg@10"](np.array([1, 3, 11])).tolist() == [1.0, 0.5, 0.0]
+    none, _ = ranked(np.full((1, 30), np.nan, np.float32), np.array([29]), np.ones((1, 30), bool))
+    assert none.tolist() == [30]
     assert coverage(np.array([[0, 1], [1, -1]]), 4) == 0.5
     assert concentration(np.array([[0, 1], [0, 2]]), 10) == 0.5
     assert difference(np.array([1, 20]), np.array([20, 20]), "hr@10")["mean"] == 0.5

@@ -1,4 +1,4 @@
-"""The training process: `currents train`, `evaluate`, `encode`, `export` and `tower` start it with a job file."""
+"""The training process: `currents train`, `evaluate`, `encode`, `export`, `tower` and `retrain` start it with a job file."""
 
 import json
 import logging
@@ -114,6 +114,16 @@ def tower(
         show(found, console)
     say(f'{out}: {found["space_id"]}, made in {found["minutes"]} minutes; encoding.tower = "{out}"')
     print(json.dumps(found))
+
+
+@app.command()
+def retrain(job_file: JobFile, run: Annotated[Path, typer.Option(help="Folder of the run")]) -> None:
+    """From a frozen slice to a bundle that the gate has judged; goes on where it was. Exit status 1 and one line where it is refused."""
+    from training.retrain import retrain as through
+
+    found = through(read(job_file), run, say)
+    if not found["passed"]:
+        raise DataError(f"gate: {found['refused']}; the bundle is kept in {run / 'bundle'}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.log import EventLog
-from training.metrics import concentration, coverage, ranked, slices, summary
+from training.metrics import METRICS, concentration, coverage, difference, ranked, slices, summary
 from training.splits import Cases, Split
 
 CHUNK = 256
@@ -58,6 +58,18 @@ def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str,
     for name, mask in slices(target, counts, trained, platform, log.catalogue.platforms).items():
         if mask.any():
             out[name] = measured(Ranked(found.rank[mask], found.top[mask]), log.catalogue.platform, platform[mask])
+    return out
+
+
+def beside(ours: Ranked, theirs: Ranked, log: EventLog, split: Split, some: Cases, metric: str) -> dict[str, Any]:
+    """Slice -> cases, a metric of a candidate (`ours`) and of the serving release on the same cases, and the paired difference with its interval."""
+    target = log.items[some.target]
+    trained = (split.end - split.begin)[np.searchsorted(log.bounds, some.target, "right") - 1]
+    counts, out = log.counts(split.trained(len(log.rows))), dict[str, Any]()
+    for name, mask in slices(target, counts, trained, log.catalogue.platform[target], log.catalogue.platforms).items():
+        if mask.any():
+            means = {who: float(METRICS[metric](r.rank[mask]).mean()) for who, r in (("serving", theirs), ("candidate", ours))}
+            out[name] = {"cases": int(mask.sum()), **means, "difference": difference(ours.rank[mask], theirs.rank[mask], metric)}
     return out
 
 

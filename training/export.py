@@ -94,7 +94,7 @@ def parity(model: SequenceEncoder, graph: bytes) -> float:
             want = model(**tensors).numpy()
             every = model.states(**tensors)[1][torch.arange(users), tensors["lengths"] - 1].numpy()
         got = session.run(["vector"], inputs)[0]
-        worst = max(worst, float(np.abs(got - want).max()), float(np.abs(every - want).max()))
+        worst = float(np.max([worst, np.abs(got - want).max(), np.abs(every - want).max()]))  # NaN stays
     return worst
 
 
@@ -107,8 +107,11 @@ def export(
     metrics: dict[str, float] | None = None,
     int8: tuple[EventLog, Cases] | None = None,
     weights: bool = True,
+    space_id: str = "",
 ) -> Bundle:
     """Write a bundle; `keys` are the item keys of the ID residuals in order; `int8`: in int8, if it is as good on these held-out actions.
+
+    `space_id`: of a release whose vectors this one's compare with (training.align); empty: a space of its own.
 
     Raises BundleError when ONNX and torch differ, or int8 and float32.
     """
@@ -119,7 +122,7 @@ def export(
     model.round_residuals()
     graph, items = to_onnx(model), items_to_onnx(model)
     worst = parity(model, graph)
-    if worst > PARITY:
+    if not worst <= PARITY:  # nor is it if it is no number
         raise BundleError(f"ONNX differs from torch by {worst:.2g}, want at most {PARITY}")
     residuals, measured = model.residual.weight.detach().numpy()[1:], dict(metrics or {})
     if int8:
@@ -134,7 +137,7 @@ def export(
     digest = hashlib.sha256(graph + items + files[RESIDUALS]).hexdigest()[:8]
     # Every encoder has a space of its own until vectors of two are shown to compare.
     manifest = Manifest(
-        f"{name}-{digest}", f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
+        f"{name}-{digest}", space_id or f"{name}-{config.dims}-{digest}", item_space_id, config.dims, config.item_dims, config.max_len,
         made_by="training.export", metrics=measured,
     )  # fmt: skip
     return publish(out, manifest, files)

@@ -50,9 +50,18 @@ class Trained:
 
 
 def train(
-    data: EventLog, split: Split, recipe: Recipe, folder: Path, start: SequenceEncoder | None = None, note: Callable[[str], None] = log.info
+    data: EventLog,
+    split: Split,
+    recipe: Recipe,
+    folder: Path,
+    start: SequenceEncoder | None = None,
+    note: Callable[[str], None] = log.info,
+    residual: np.ndarray | None = None,
 ) -> Trained:
-    """Train to the end, or go on from what is in `folder`. Raises DataError for data that cannot be trained on."""
+    """Train to the end, or go on from what is in `folder`. Raises DataError for data that cannot be trained on.
+
+    `residual` (N,): rows of the ID residuals of `start`, where they are not those that the recipe would choose.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(recipe.threads or torch.get_num_threads())
     accelerator = Accelerator(
@@ -65,7 +74,7 @@ def train(
     )
     set_seed(recipe.seed)
     counts = data.counts(split.trained(len(data.rows)))
-    residual = residual_rows(counts, recipe)
+    residual = residual_rows(counts, recipe) if residual is None else residual
     encoder = fresh(data, split, recipe, residual) if start is None else start
     at_once = accelerator.num_processes * recipe.accumulate  # batches of an optimizer step
     steps = math.ceil(len(epoch(data, split, recipe, 0)) / at_once) * recipe.epochs
@@ -141,9 +150,14 @@ def train(
     return Trained(merged(final, recipe).eval(), residual, loop.history, seen)
 
 
-def residual_rows(counts: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """(N,) training events of each item -> (N,) row of its ID residual: 1, 2, … for items with enough events, 0 for the rest."""
+def residual_rows(counts: np.ndarray, recipe: Recipe, there: np.ndarray | None = None) -> np.ndarray:
+    """(N,) training events of each item -> (N,) row of its ID residual: 1, 2, … for items with enough events, 0 for the rest.
+
+    `there` (N,): not zero for items that have one already, and keep it.
+    """
     enough = counts >= recipe.residual_min_count if recipe.residuals else np.zeros(len(counts), bool)
+    if there is not None and recipe.residuals:
+        enough |= there > 0
     return np.where(enough, enough.cumsum(), 0).astype(np.int64)
 
 

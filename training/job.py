@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from encoder.recipe import Recipe, TowerRecipe
+from encoder.recipe import GateRules, Recipe, TowerRecipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
 from schemas.windows import Policy
@@ -15,13 +16,27 @@ from training.sources import folder_records, read_folder, read_unified, unified,
 from training.splits import DataError, Split, by_time, leave_one_out
 
 
+class Retraining(BaseModel):
+    """What a retrain is asked for besides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serving: str
+    """`baseline`, `demo`, or the folder of the serving release's bundle."""
+    rules: GateRules = GateRules()
+    min_events: int = 1
+    epochs: int = 4
+    """From a warm start; `lr` too."""
+    lr: float = 3e-4
+
+
 class Job(BaseModel):
     """A run's settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path | None = None
-    """Folder of files; training.sources says which."""
+    data: Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)] = None
+    """Folder of files, or URL of an archive; training.sources says which."""
     platforms: tuple[PlatformMapping, ...]
     tower: str = "static"
     earliest_ms: int = 0
@@ -29,9 +44,10 @@ class Job(BaseModel):
     tower_recipe: TowerRecipe = TowerRecipe()
     window: Policy = Policy(64)
     """What the workers' windows keep."""
+    retrain: Retraining | None = None
 
     @property
-    def log_folder(self) -> Path:
+    def log_folder(self) -> str:
         """Where the log is. Raises DataError where none is given."""
         if self.data is None:
             raise DataError("no log is given")
@@ -47,7 +63,7 @@ class Job(BaseModel):
         folder, tower = self.log_folder, load_tower(self.tower)
         if unified(folder):
             return read_unified(folder, self.names, tower), tower
-        return read_folder(folder, self.platforms, tower, self.earliest_ms, warn), tower
+        return read_folder(Path(folder), self.platforms, tower, self.earliest_ms, warn), tower
 
     def texts(self, warn: Callable[[str], None]) -> tuple[EventLog, list[str]]:
         """The log with item vectors of no dims, for no tower has made them yet; and the text of every row of its catalogue. Raises DataError."""
@@ -55,7 +71,7 @@ class Job(BaseModel):
         if unified(folder):
             records, _ = unified_records(folder, self.names)
         else:
-            records = folder_records(folder, self.platforms, self.earliest_ms, warn)
+            records = folder_records(Path(folder), self.platforms, self.earliest_ms, warn)
         log = records.log(np.zeros((len(records.items), 0), np.float32))
         text = {i.item: t for i, t in zip(records.items, records.texts(), strict=True)}  # the later of two of one name counts
         return log, ["", *(text[name] for name in log.catalogue.names[1:])]

@@ -23,9 +23,9 @@ METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def ranked(scores: np.ndarray, target: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, N) scores, (n,) target items, (n, N) items that may be ranked -> ranks from 1 (n,), top lists (n, TOP), -1 where there are fewer.
 
-    Ties keep the order of the items, so that a constant score is no hit by chance.
+    Ties keep the order of the items, so that a constant score is no hit by chance. A score that is no number is the lowest.
     """
-    scores = np.where(allowed, scores, -np.inf).astype(np.float32)
+    scores = np.where(allowed & ~np.isnan(scores), scores, -np.inf).astype(np.float32)
     mine = np.take_along_axis(scores, target[:, None], 1)
     before = np.arange(scores.shape[1])[None] < target[:, None]
     rank = 1 + ((scores > mine) | ((scores == mine) & before & allowed)).sum(1)

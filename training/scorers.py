@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from encoder.baseline import Baseline
-from encoder.features import Features, fitted, model_inputs, padded
+from encoder.features import UNKNOWN, Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
 from encoder.runtime import Encoder
 from schemas.windows import Policy
@@ -78,11 +78,42 @@ def decayed_mean(max_len: int = 64, policy: Policy | None = None) -> Score:
     return score
 
 
-def served(encoder: Encoder, log: EventLog) -> Score:
-    """Any encoder as a worker runs it."""
+Users = Callable[[EventLog, Cases], np.ndarray]
+"""(log, b cases) -> (b, E) interest vectors."""
+
+
+def mixed(users: Users, items: np.ndarray) -> Score:
+    """Interest vectors and item vectors (N, E), of one encoder or of two."""
+    return lambda log, some: np.asarray(users(log, some) @ items.T)
+
+
+def served_users(encoder: Encoder, policy: Policy | None = None) -> Users:
+    """Interest vectors of any encoder as a worker runs it; `policy`: of the windows that it reads."""
+    return lambda log, some: encoder.encode(seen(log, some, encoder.max_len, policy), log.catalogue.table)
+
+
+def served_items(encoder: Encoder, log: EventLog) -> np.ndarray:
+    """(N, E) the whole catalogue by any encoder; row UNKNOWN is zero."""
     table = log.catalogue.table
     items = encoder.project(table.vectors[: log.catalogue.size], table.keys[: log.catalogue.size])
-    return lambda log, some: encoder.encode(newest(log, some, encoder.max_len), table) @ items.T
+    items[UNKNOWN] = 0
+    return items
+
+
+def served(encoder: Encoder, log: EventLog, policy: Policy | None = None) -> Score:
+    """Any encoder as a worker runs it."""
+    return mixed(served_users(encoder, policy), served_items(encoder, log))
+
+
+def model_users(model: SequenceEncoder, items: torch.Tensor, policy: Policy | None = None) -> Users:
+    """Interest vectors of a torch encoder, from its projected items (N, E)."""
+
+    def users(log: EventLog, some: Cases) -> np.ndarray:
+        inputs = tensors(model_inputs(seen(log, some, model.config.max_len, policy)), items)
+        with torch.inference_mode():
+            return np.asarray(model(**inputs).float().cpu())
+
+    return users
 
 
 def model_scores(model: SequenceEncoder, log: EventLog, residual: np.ndarray, policy: Policy | None = None) -> Score:

@@ -1,4 +1,4 @@
-"""Where logs come from: JSON lines or Parquet files through the platforms' mappings, or the unified topic between two offsets.
+"""Where logs come from: files through the platforms' mappings, the unified topic between two offsets, or the event archive.
 
 A folder holds, per platform of the settings, `<platform>.events.*` and `<platform>.items.*`; `*` is jsonl, jsonl.gz or parquet.
 """
@@ -22,6 +22,7 @@ from schemas.events import UNIFIED_EVENTS, Event, decode_event
 from schemas.items import UNIFIED_ITEMS, Item, content, decode_item_vector, item_name
 from schemas.mapping import Mapper, Rejected
 from schemas.windows import DTYPE, row_of
+from training.archived import archive_rows, archived
 from training.log import EventLog, catalogue, event_log
 from training.splits import DataError
 
@@ -165,27 +166,30 @@ def _file(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-# The unified topic, as `currents train topic` writes it down: values one after the other, MessagePack each.
+# The unified topic, as `currents train topic` writes it down (values one after the other, MessagePack each), or as `currents archive` does.
 
 
-def unified(folder: Path) -> bool:
-    """Whether a folder holds the unified topic."""
-    return (folder / UNIFIED_EVENTS).exists()
+def unified(folder: str | Path) -> bool:
+    """Whether a folder holds the unified topic, or it and a URL an archive of it. Raises DataError for one that cannot be opened."""
+    return (Path(folder) / UNIFIED_EVENTS).exists() or archived(str(folder))
 
 
-def read_unified(folder: Path, platforms: dict[int, str], tower: Tower) -> EventLog:
-    """Values of `currents.events` and `currents.item-vectors` -> EventLog. Raises DataError where they do not fit tower and platforms."""
+def read_unified(folder: str | Path, platforms: dict[int, str], tower: Tower) -> EventLog:
+    """Values of `currents.events` and `currents.item-vectors`, or an archive of them -> EventLog. Raises DataError where they do not fit."""
     found, vectors = unified_records(folder, platforms, tower.space_id)
     return found.log(np.array([np.frombuffer(v, "<f2") for v in vectors], np.float32).reshape(len(vectors), tower.dims))
 
 
-def unified_records(folder: Path, platforms: dict[int, str], space_id: str | None = None) -> tuple[Records, list[bytes]]:
+def unified_records(folder: str | Path, platforms: dict[int, str], space_id: str | None = None) -> tuple[Records, list[bytes]]:
     """The same as Records, and each item's vector as stored; of items of one space, or of any. Of an item's text there is title and categories."""
-    try:
-        events = [decode_event(raw) for raw in _values(folder / UNIFIED_EVENTS)]
-        stored = [decode_item_vector(raw) for raw in _values(folder / UNIFIED_ITEMS)]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: {error}") from None
+    if archived(str(folder)):
+        events, stored = archive_rows(str(folder))
+    else:
+        try:
+            events = [decode_event(raw) for raw in _values(Path(folder) / UNIFIED_EVENTS)]
+            stored = [decode_item_vector(raw) for raw in _values(Path(folder) / UNIFIED_ITEMS)]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: {error}") from None
     strange = {e.platform for e in events} - platforms.keys()
     if strange:
         raise DataError(f"platform code {min(strange)}: stands in the log, but not in the settings' [[platforms]]")
