@@ -249,7 +249,7 @@ def test_fallback(bootstrap: str, tmp_path: Path, bundle: Bundle, back: str) -> 
             shutil.rmtree(settings.worker.data_dir)
             encoding = settings.encoding.model_copy(update={"fallback": "baseline" if back == "rebuilt-worker" else "none"})
             async with running(settings.model_copy(update={"encoding": encoding})) as worker:
-                await wait(worker, lambda: worker.metrics.value("currents_reencoded_total") >= len(SECOND))
+                await wait(worker, lambda: worker.metrics.value("currents_released_profiles_total") >= len(SECOND))
         assert await made(settings) == dict.fromkeys(FIRST + SECOND, by_encoder)
         assert await windows_wrong(settings) == 0
 

@@ -153,6 +153,8 @@ def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
     async def scenario() -> Any:
         async with loaded(settings) as (worker, load):
             assert worker.encoder.version == "baseline-3"
+            await load.events(60)
+            await load.folded(worker)  # so that the baseline too has made some
             for release in (releases["v1"], releases["v2"], broken, releases["v1"], releases["v3"]):
                 await load.events(120)
                 await tell(settings, "serving", release)
