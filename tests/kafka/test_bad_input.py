@@ -141,10 +141,10 @@ def test_items_in_order(cluster: Callable[..., Cluster]) -> None:
 
 def test_disk_is_full(cluster: Callable[..., Cluster]) -> None:
     """A worker that can write no further stops with a clear line; once there is room again the next one goes on and ends right."""
-    c = cluster()
+    c = cluster(worker={"write_buffer_mb": 1})  # without a log of its own RocksDB writes when a memtable is full
     c.items()
     worker = c.worker("a").ready()
-    worker.limit_files(1 << 20)
+    worker.limit_files(64 << 10)
     load = Load(c, events=30_000, rate=10_000)
     assert worker.exit() == 1
     assert "Traceback" not in worker.says()
