@@ -54,6 +54,15 @@ def test_release_is_what_was_measured(released: tuple[Trained, Bundle]) -> None:
     np.testing.assert_allclose(users @ items.T, want[:, 1:], atol=1e-4)
 
 
+def test_no_machine_in_a_release(released: tuple[Trained, Bundle]) -> None:
+    """Nothing in a release, nor in the shipped one, tells on which machine or from which folder it was made."""
+    for bundle in (released[1], open_bundle("demo")):
+        for path in bundle.folder.iterdir():
+            data = path.read_bytes()
+            for told in (str(Path(__file__).parents[1]), str(Path(torch.__file__).parents[1]), "model.py", "stack_trace"):
+                assert told.encode() not in data, (path.name, told)
+
+
 def test_warm_start(released: tuple[Trained, Bundle], tmp_path: Path) -> None:
     """Training that goes on from a release begins with its weights; ID residuals follow their items, and new ones are zero."""
     trained, bundle = released

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from safetensors.torch import load, save
@@ -80,7 +81,20 @@ def _graph(module: torch.nn.Module, arguments: Any, inputs: list[str], output: s
         )
     stream = io.BytesIO()
     program.save(stream)
-    return stream.getvalue()
+    return without_notes(stream.getvalue())
+
+
+def without_notes(graph: bytes) -> bytes:
+    """A graph without the exporter's notes on every node: they tell the folders of the machine, which are nobody's business and change the digest."""
+    proto = onnx.load_from_string(graph)
+    for noted in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        del noted.metadata_props[:]
+        noted.ClearField("doc_string")
+    for function in proto.functions:
+        for noted in (function, *function.node, *function.value_info):
+            del noted.metadata_props[:]
+            noted.ClearField("doc_string")
+    return bytes(proto.SerializeToString())
 
 
 def parity(model: SequenceEncoder, graph: bytes) -> float:
