@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.exchange import read_scores, write_split
-from tests.test_training import made_log
+from tests.training_logs import made_log
 from training.evaluate import rank
 from training.splits import leave_one_out
 

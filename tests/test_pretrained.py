@@ -11,7 +11,7 @@ from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
 from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.pretrained import PretrainedBody, with_prefix, with_pretrained_body
-from tests.test_training import QUICK, made_log
+from tests.training_logs import QUICK, made_log
 from training import export
 from training.finetune import fresh, train
 from training.splits import DataError, leave_one_out

@@ -13,7 +13,7 @@ from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
 from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.runtime import OnnxEncoder
-from tests.test_training import QUICK, made_log
+from tests.training_logs import QUICK, made_log
 from training import quantise
 from training.evaluate import rank
 from training.export import examples, export, to_onnx

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from encoder.features import UNKNOWN
 from encoder.recipe import Recipe
 from schemas.declaration import PlatformMapping
-from tests.test_training import ITEMS, everything, made_log
+from tests.training_logs import ITEMS, everything, made_log
 from training.evaluate import rank
 from training.job import Job
 from training.log import EventLog

@@ -30,7 +30,7 @@ from schemas.mapping import Mapper, Rejected
 from streams.learning import job
 from streams.settings import Settings, SettingsError
 from tests.test_sources import PLAIN, START, run
-from tests.test_training import ITEMS, everything, made_log
+from tests.training_logs import ITEMS, everything, made_log
 from training.__main__ import app, read
 from training.distill import distil
 from training.job import Job
