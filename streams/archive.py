@@ -11,13 +11,12 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from kafka import TopicPartition
 
 from schemas.archive import (
@@ -42,6 +41,7 @@ from schemas.events import decode_event
 from schemas.items import decode_item_vector
 from streams.clients import consumer, extent
 from streams.settings import Settings
+from streams.startup import claim
 from streams.topics import admin, identity
 
 log = logging.getLogger("currents.archive")
@@ -241,25 +241,15 @@ class Archiver:
                 log.info("%s: %d small batches merged", kind, merged)
 
 
-@contextmanager
-def alone(url: str) -> Iterator[None]:
-    """One archiver an archive: where it is a folder, a lock makes sure. Raises ArchiveError."""
+def alone(url: str) -> AbstractContextManager[object]:
+    """Held by the only archiver of an archive, where that is a folder. Raises StorageError."""
     if "://" in url and not url.startswith("file://"):
-        yield
-        return
-    folder = Path(url.removeprefix("file://"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ArchiveError(f"archive.url = {url!r}: another process archives there") from None
-    except OSError as error:
-        raise ArchiveError(f"archive.url = {url!r}: {error}") from None
+        return nullcontext()
+    return claim(Path(url.removeprefix("file://")), "archive.url", "archiver")
 
 
 def run(settings: Settings, once: bool) -> int:
-    """Archive until SIGTERM or SIGINT, or `once`; returns how many records. Raises ArchiveError, BrokerError."""
+    """Archive until SIGTERM or SIGINT, or `once`; returns how many records. Raises ArchiveError, BrokerError, StorageError."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -5,7 +5,7 @@
 3 announce   the bundle goes where workers find it, then one record to `<prefix>.releases`
 
 <retrain.folder>/<time>/      a run: a JSON a step (schemas/runs.py), log/, bundle/; the newest one that is not over goes on
-<retrain.folder>/.lock        held while a run is on
+<retrain.folder>/.lock        held by the run that is on
 """
 
 import asyncio
@@ -16,8 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import Any
 
 import fsspec
 import typer
-from filelock import FileLock, Timeout
 
 from encoder.bundle import MANIFEST, open_bundle
 from schemas.releases import Release
@@ -34,6 +32,7 @@ from streams.fetching import FetchError, fetch
 from streams.learning import start
 from streams.releases import announce, candidate, proposed, read_history, serving, trial
 from streams.settings import Settings, SettingsError
+from streams.startup import claim
 from streams.tablets import now_ms
 from streams.written import newest_slice, write_slice
 
@@ -45,23 +44,12 @@ class RetrainError(RuntimeError):
     """A run that ends without a candidate: says why."""
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The only run. Raises RetrainError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RetrainError(f"retrain.folder = {str(folder)!r}: another run is on there") from None
-
-
 def once(settings: Settings, train: Callable[[Path, Path], None] | None = None, point: Point = lambda at: None) -> dict[str, Any]:
     """One run, or the one that was broken off; the announced release. Raises RetrainError where nothing is announced.
 
     `train`: (job file, folder of the run) -> the steps between; by default a process of its own.
     """
-    with alone(settings.retrain.folder):
+    with claim(settings.retrain.folder, "retrain.folder", "run"):
         history = asyncio.run(read_history(settings.kafka, settings.topic("releases")))
         other, served = trial(history), _served(serving(history), settings)
         if other is not None:

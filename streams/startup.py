@@ -28,10 +28,13 @@ def prepare(settings: Settings) -> None:
 
 
 def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> TextIO:
-    """Hold a data folder, which is set as `key`, for this process. Raises StorageError when another one has it or it cannot be written."""
+    """Hold a folder, which is set as `key`, for this process until the file is closed.
+
+    Raises StorageError when another process has it, or it cannot be written.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = (Path(folder) / "worker.lock").open("w")
+        file = (Path(folder) / ".lock").open("w")
     except OSError as error:
         raise StorageError(f"{key} = {str(folder)!r}: {error.strerror}") from None
     try:

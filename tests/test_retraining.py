@@ -10,7 +10,7 @@ import pytest
 
 from encoder.bundle import DEMO, MANIFEST, open_bundle
 from schemas.runs import Steps
-from streams.retraining import RetrainError, _open, alone, publish, scheduled
+from streams.retraining import RetrainError, _open, publish, scheduled
 from streams.settings import Settings, SettingsError
 
 SERVES = {"version": "a", "bundle": "b", "digest": "c"}
@@ -45,14 +45,6 @@ def test_which_run(tmp_path: Path) -> None:
     assert names == sorted(names)
     assert names[0] > "99990101T000000Z"
     assert len(set(names)) == 3
-
-
-def test_alone(tmp_path: Path) -> None:
-    """Two runs never share a folder; when the first ends, the lock is free."""
-    with alone(tmp_path / "runs"), pytest.raises(RetrainError, match="another run is on there"), alone(tmp_path / "runs"):
-        pass
-    with alone(tmp_path / "runs"):
-        pass
 
 
 def test_publish(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from schemas.items import ItemVector, content, encode_item_vector
 from schemas.mapping import Mapper, Rejected
 from streams.fetching import fetch
 from streams.releases import announce, candidate, read_history
-from streams.retraining import RetrainError, alone, once
+from streams.retraining import RetrainError, once
 from streams.settings import Settings, load
+from streams.startup import claim
+from streams.storage import StorageError
 from streams.topics import admin, create
 from streams.world import World
 from tests.test_retrain import LAX, SMALL
@@ -110,7 +112,7 @@ def test_announced_once(settings: Settings, tmp_path: Path) -> None:
     assert open_bundle(fetch(release, tmp_path)).manifest.version == found["version"]
 
     # Only one at a time, and none while a candidate is on trial.
-    with alone(settings.retrain.folder), pytest.raises(RetrainError, match="another run is on there"):
+    with claim(settings.retrain.folder), pytest.raises(StorageError, match=r"retrain\.folder = .*: another run runs in it"):
         once(settings)
     trial = type(release)(**{f: getattr(release, f) for f in release.__struct_fields__} | {"state": "canary", "share": 0.1})
     asyncio.run(announce(settings.kafka, settings.topic("releases"), "candidate", trial))
