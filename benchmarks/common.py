@@ -28,8 +28,8 @@ ITEMS = 4000
 BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
 
 
-def record(question: str, figures: dict[str, Any], unit: str, note: str, **details: Any) -> None:
-    """Write a result and print it as the last line; details are in the file alone."""
+def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: bool = False, **details: Any) -> None:
+    """Write a result and print it as the last line, `bare` without the question's name; details are in the file alone."""
     RESULTS.mkdir(exist_ok=True)
     row = {
         "question": question,
@@ -42,7 +42,7 @@ def record(question: str, figures: dict[str, Any], unit: str, note: str, **detai
         **details,
     }
     (RESULTS / f"{question}.json").write_bytes(orjson.dumps(row, option=orjson.OPT_INDENT_2) + b"\n")
-    print(orjson.dumps({question: figures}).decode(), flush=True)
+    print(orjson.dumps(figures if bare else {question: figures}).decode(), flush=True)
 
 
 def median(values: Iterable[float]) -> float:
@@ -62,14 +62,11 @@ async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Set
     """Settings with topics of their own, and the items sent."""
     prefix = f"bench{time.time_ns() // 1_000_000}"
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
-        platform = {
-            "name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items",
-        }  # fmt: skip
         values: dict[str, Any] = {
             "kafka": {"bootstrap": bootstrap},
             "worker": {"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder, **sections.pop("worker", {})},
             "query": {"port": 0},
-            "platforms": [platform],
+            "platforms": [platform(prefix)],
             **sections,
         }
         settings = Settings(**values)
@@ -78,6 +75,11 @@ async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Set
         client.close()
         await send(settings, f"{prefix}.items", ((f"i{n}".encode(), item(n)) for n in range(ITEMS)))
         yield settings
+
+
+def platform(prefix: str) -> dict[str, Any]:
+    """The one platform, its topics under a prefix."""
+    return {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
 
 
 def item(n: int) -> bytes:

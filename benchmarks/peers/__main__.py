@@ -32,6 +32,8 @@ from training.splits import Split, leave_one_out
 RECTOOLS = ("SASRecModel", "HSTUModel")
 OURS = "SASRec"
 FLOORS = ("popularity", "decayed mean")
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+"""Of RecTools: 3 GB to load."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def theirs(log: EventLog, split: Split, plan: Plan, name: str) -> tuple[Score, d
         write_split(log, split, split.valid.at_most(sasrec.VALIDATION_CASES, plan.seed), folder / "split.npz")
         (folder / "plan.json").write_text(json.dumps(asdict(plan)))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(plan.threads), "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run([python(), "-m", "benchmarks.peers.rectools_models", folder, name], check=True, env=environment, cwd=ROOT)
+        subprocess.run(
+            [python("rectools", REQUIREMENTS), "-m", "benchmarks.peers.rectools_models", folder, name], check=True, env=environment, cwd=ROOT
+        )
         told = json.loads((folder / f"{name}.json").read_text())
         if not told["checks"]["passed"]:
             say(f"RecTools {name}: its checks failed, so the figures are not to be trusted: {told['checks']}")

@@ -1,0 +1,49 @@
+"""The same comparison with a sequence encoder of preset S in each: Quix Streams encodes one event at a time, and, batched by hand, many at once."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import record
+from benchmarks.systems.compare import BATCHED, compare
+from encoder.config import preset
+from encoder.model import SequenceEncoder
+from encoder.towers import load_tower
+from training.export import export
+
+N, USERS, RUNS, LEN = 60_000, 3_000, 3, 32
+
+
+def fresh(name: str, folder: Path, max_len: int = LEN) -> str:
+    """A bundle of a preset with weights as they are before training: its speed is that of any other."""
+    torch.manual_seed(0)
+    tower = load_tower("static")
+    model = SequenceEncoder(preset(name, tower.dims, max_len=max_len))
+    export(model, folder / name, tower.space_id, f"fresh-{name}", weights=False)
+    return str(folder / name)
+
+
+def main() -> None:
+    """Medians of several runs, taken in turn."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=N)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    asked = parser.parse_args()
+    systems = {"currents": {}, "quix": {}, "quix_batched": {"batch": BATCHED}, "bare_loop": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(systems, asked.events, USERS, asked.runs, fresh("s", Path(folder)))
+    figures = {name: row["events_per_s"] for name, row in found.items()}
+    ratios = {f"currents / {name}": round(figures["currents"] / figures[name], 2) for name in figures if name != "currents"}
+    note = (
+        f"preset S, L = {LEN}, fresh weights, one ONNX Runtime thread, no portrait, {asked.events:,} events of {USERS:,} users, "
+        f"{asked.runs} runs in turn, each checked; quix: encodes per event, for it has no batches; "
+        f"quix_batched: {BATCHED} windows by hand, what waits at a commit unprotected; "
+        "goals: ≥ 5 × quix, ≥ 2 × quix_batched"
+    )
+    record("encoders", figures, "events/s, catching up", note, bare=True, ratios=ratios, systems=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The job in Currents: a whole worker, its portraits off."""
+
+import asyncio
+import sys
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from benchmarks.common import ITEMS, item, platform, send, working
+from benchmarks.systems.job import Clock, Spec, Stub, read_spec
+from streams.lineup import Lineup
+from streams.settings import Settings
+from streams.topics import admin, create
+
+
+def settings_of(spec: Spec) -> Settings:
+    """Everything else by default."""
+    values: dict[str, Any] = {
+        "kafka": {"bootstrap": spec.bootstrap},
+        "worker": {"prefix": spec.prefix, "partitions": spec.partitions, "data_dir": spec.folder},
+        "query": {"port": 0},
+        "platforms": [platform(spec.prefix)],
+        "portrait": {"interests": 0},
+        "encoding": {"encoder": spec.model or "baseline"},
+    }
+    return Settings(**values)
+
+
+async def prepare(spec: Spec) -> None:
+    """A first life, before there are events: it makes the items' vectors, which are kept for the other systems."""
+    settings = settings_of(spec)
+    client = admin(settings.kafka)
+    await asyncio.to_thread(create, client, settings, True)
+    client.close()
+    await send(settings, settings.platforms[0].items_topic, ((f"i{n}".encode(), item(n)) for n in range(ITEMS)))
+    async with working(settings) as worker:
+        table = worker.store.table
+        np.savez(spec.items, keys=table.keys[1 : table.size], vectors=table.vectors[1 : table.size], space=worker.store.space_id)
+
+
+async def run(spec: Spec) -> None:
+    """The life that is measured: it catches up with all events."""
+    clock = Clock(spec.events)
+    async with working(settings_of(spec)) as worker:
+        if not spec.model:
+            worker.lifecycle.swapper.lineup = Lineup(Stub())
+        while not clock.count(int(worker.metrics.value("currents_folded_total")) - clock.done):
+            if worker.failed.done():
+                await worker.failed
+            await asyncio.sleep(0.005)
+    clock.tell()
+
+
+if __name__ == "__main__":
+    uvloop.run((prepare if sys.argv[2:] == ["prepare"] else run)(read_spec(sys.argv[1])))

@@ -1,0 +1,138 @@
+"""The job that every system does: an event of the unified topic into its user's window, and the window into a profile.
+
+Fold, featurizer, encoder and bytes are Currents' own in all of them, so that only what is around them differs. Needs neither Faust nor Quix Streams.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from encoder.features import Features, ItemTable, featurize, fitted
+from encoder.runtime import Encoder, load_encoder
+from schemas.events import decode_event
+from schemas.items import item_name
+from schemas.profiles import VECTOR_TYPE, pack_profile, pack_vector
+from schemas.windows import Policy, fold, row_of
+
+PLATFORM = "shop"
+POLICY = Policy(64)
+NO_INTERESTS = b"\x90"  # an empty MessagePack array: portraits are Currents' own, so they are off everywhere
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one run of one system is told; its own process reads it as JSON."""
+
+    bootstrap: str
+    topic: str
+    """The unified topic, filled before."""
+    events: int
+    partitions: int
+    prefix: str
+    """Of its topics and its group."""
+    folder: str
+    """Its state."""
+    items: str
+    """An .npz of item vectors. Currents writes it, from the items that it was sent, the others read it."""
+    model: str = ""
+    """A bundle; empty: the stub."""
+    batch: int = 0
+    """Quix Streams: windows that are encoded at once, batched by hand; 0: one by one."""
+
+    @property
+    def windows(self) -> str:
+        """The topic with a bare loop's windows."""
+        return f"{self.prefix}.windows"
+
+    @property
+    def profiles(self) -> str:
+        """The topic of profiles."""
+        return f"{self.prefix}.profiles"
+
+
+def read_spec(path: str) -> Spec:
+    """The file that `compare` wrote."""
+    return Spec(**json.loads(Path(path).read_text()))
+
+
+class Stub:
+    """An encoder that takes no time: what is left is plumbing."""
+
+    version, space_id, dims, max_len, projected = "stub", "stub", 192, 32, None
+
+    def encode(self, features: Features, table: ItemTable) -> np.ndarray:
+        """-> the same vector for everybody."""
+        return np.full((len(features.lengths), self.dims), self.dims**-0.5, np.float32)
+
+    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """As it is."""
+        return vectors
+
+
+class Job:
+    """The work, without a stream."""
+
+    def __init__(self, spec: Spec) -> None:
+        with np.load(spec.items) as stored:
+            self.table = ItemTable(stored["vectors"].shape[1], len(stored["keys"]) + 2)
+            for key, vector in zip(stored["keys"].tolist(), stored["vectors"], strict=True):
+                self.table.put(key, vector)
+            space = str(stored["space"])
+        self.encoder: Encoder = load_encoder(spec.model, space, self.table.dims, device="cpu") if spec.model else Stub()
+
+    def fold(self, window: bytes | None, values: Sequence[bytes]) -> bytes:
+        """Values of the unified topic into a window."""
+        rows = []
+        for value in values:
+            event = decode_event(value)
+            rows.append(row_of(event, item_name(PLATFORM, event.item_id)))
+        return fold(window, rows, POLICY)
+
+    def profiles(self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int]) -> list[bytes]:
+        """Windows -> packed profiles, all at once."""
+        at, encoder = time.time_ns() // 1_000_000, self.encoder
+        features = featurize(windows, self.table, POLICY.most)
+        vectors = encoder.encode(fitted(features, encoder.max_len, POLICY), self.table)
+        last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1].tolist()
+        unknown = (features.mask & (features.items == 0)).sum(1).tolist()
+        rows = []
+        for i, user in enumerate(users):
+            head = (
+                user.decode(), at, last[i], received[i], int(features.lengths[i]), unknown[i],
+                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, pack_vector(vectors[i]),
+            )  # fmt: skip
+            rows.append(pack_profile(head, NO_INTERESTS))
+        return rows
+
+
+class Clock:
+    """Events a second from when the first ones are done to when the last ones are."""
+
+    def __init__(self, events: int) -> None:
+        self._events, self.done, self._began, self._before, self._cpu, self._took, self._spent = events, 0, 0.0, 0, 0.0, 0.0, 0.0
+
+    def count(self, n: int) -> bool:
+        """So many more are done; True once all are."""
+        now = time.perf_counter()
+        self.done += n
+        if not self.done:
+            return False
+        if not self._began:
+            self._began, self._before, self._cpu = now, self.done, time.process_time()
+        if self.done >= self._events and not self._took:
+            self._took, self._spent = now - self._began, time.process_time() - self._cpu
+        return self.done >= self._events
+
+    def tell(self) -> None:
+        """The figures as JSON, on the stdout that Faust replaces, and the process ends: some of what runs here does not let go of its threads."""
+        n = self.done - self._before
+        print(
+            json.dumps({"events_per_s": round(n / self._took), "cpu_us_per_event": round(self._spent / n * 1e6, 1)}), file=sys.__stdout__, flush=True
+        )
+        os._exit(0)
