@@ -1,0 +1,166 @@
+"""A worker for an hour at half the load that it can take: memory, file handles, disk, lag and ages stay what they are. Plotted.
+
+python -m benchmarks.soak --minutes 60 --rate 4000
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families as families
+
+from benchmarks.common import PARTITIONS, RESULTS, bench, load, record
+from streams.settings import Settings
+from tests.apache import PROPERTIES, ApacheKafka
+from tests.kafka.processes import WorkerProcess
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+MINUTES, RATE, USERS, EVERY_S, WARM_MIN = 60.0, 4000.0, 20_000, 5.0, 10.0
+CLEANED = PROPERTIES.replace("log.cleaner.enable=false", "log.cleaner.enable=true\nlog.segment.bytes=134217728\nlog.roll.ms=120000")
+"""An hour's changelogs would fill a disk: compacted, as they are elsewhere."""
+
+
+@dataclass
+class Look:
+    """One look at the worker."""
+
+    minute: float
+    mib: float
+    """Resident memory."""
+    handles: int
+    """Open files and sockets."""
+    disk_mib: float
+    """Its data folder."""
+    lag: float
+    """Records of the unified topic that wait."""
+    p99_ms: float
+    """Upper bound of the ages of 99 % of the events since the last look: a bucket's edge."""
+    events: float
+    """Folded so far."""
+
+
+class Ages:
+    """Ages between two looks, from the histogram that Prometheus reads."""
+
+    def __init__(self) -> None:
+        self._before: dict[float, float] = {}
+
+    def p99_ms(self, counts: dict[float, float]) -> float:
+        """Cumulated counts by upper edge, s -> the edge below which 99 % of what came since the last call lies, ms; 0 if nothing came."""
+        edges = sorted(counts)
+        since = np.array([counts[e] - self._before.get(e, 0.0) for e in edges])
+        self._before = counts
+        return 1000 * edges[int(np.searchsorted(since, 0.99 * since[-1]))] if len(since) and since[-1] else 0.0
+
+
+def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: float) -> Look:
+    """Now."""
+    values, edges = dict[str, float](), dict[float, float]()
+    for family in families(worker.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == "currents_event_age_seconds_bucket":
+                edges[float(sample.labels["le"])] = sample.value
+            elif not sample.name.endswith("_created"):
+                values[sample.name] = values.get(sample.name, 0.0) + sample.value
+    memory, handles = process.memory_info().rss / 2**20, process.num_fds()
+    disk = sum(f.stat().st_size for f in existing(worker.data_dir)) / 2**20
+    lag = values["currents_lag_records"]
+    return Look((time.monotonic() - began) / 60, memory, handles, disk, lag, ages.p99_ms(edges), values["currents_folded_total"])
+
+
+def existing(folder: Path) -> list[Path]:
+    """Files of a folder, of which RocksDB may remove some meanwhile."""
+    return [Path(at) / name for at, _, names in os.walk(folder) for name in names if (Path(at) / name).exists()]
+
+
+def declared(settings: Settings, folder: Path) -> Path:
+    """The settings as a file, for another process."""
+    p, file = settings.platforms[0], folder / "currents.toml"
+    file.write_text(
+        f'[kafka]\nbootstrap = "{settings.kafka.bootstrap}"\n[worker]\nprefix = "{settings.worker.prefix}"\npartitions = {PARTITIONS}\n[[platforms]]\n'
+        f'name = "{p.name}"\ncode = {p.code}\npreset = "plain"\nshared_ids = true\ntopic = "{p.topic}"\nitems_topic = "{p.items_topic}"\n'
+    )
+    return file
+
+
+async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> list[Look]:
+    """A worker in a process of its own under even load."""
+    looks: list[Look] = []
+    async with bench(bootstrap) as settings:
+        worker = WorkerProcess(folder, declared(settings, folder), "soak")
+        try:
+            await asyncio.to_thread(worker.ready)
+            flow = await load(settings, rate, 60 * minutes, USERS)
+            process, ages, began = psutil.Process(worker.process.pid), Ages(), time.monotonic()
+            while time.monotonic() - began < 60 * minutes:
+                await asyncio.sleep(EVERY_S)
+                looks.append(await asyncio.to_thread(look, worker, process, ages, began))
+                if len(looks) % 60 == 0:
+                    print(looks[-1], file=sys.stderr, flush=True)
+            await flow.wait()
+            if status := worker.terminate():
+                raise RuntimeError(f"the worker ended with {status}: {worker.says()[-2000:]}")
+        finally:
+            worker.stop()
+    return looks
+
+
+def plot(looks: list[Look], path: Path) -> None:
+    """A line each."""
+    labels = ("resident, MiB", "open handles", "data folder, MiB", "records that wait", "p99 age, ms")
+    at = np.array([astuple(one) for one in looks])
+    figure, axes = plt.subplots(len(labels), 1, sharex=True, figsize=(8, 10))
+    for n, (axis, label) in enumerate(zip(axes, labels, strict=True), 1):
+        axis.plot(at[:, 0], at[:, n], linewidth=0.8)
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+    axes[-1].set_xlabel("minutes")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def thirds(looks: list[Look], warm: float) -> dict[str, dict[str, float]]:
+    """Medians of the first and the last third after the start, by field."""
+    settled = [one for one in looks if one.minute >= warm]
+    third = max(1, len(settled) // 3)
+    names = [f.name for f in fields(Look) if f.name not in ("minute", "events")]
+
+    def of(part: list[Look], name: str) -> float:
+        return round(statistics.median(getattr(one, name) for one in part), 1)
+
+    return {name: {"first third": of(settled[:third], name), "last third": of(settled[-third:], name)} for name in names}
+
+
+def main() -> None:
+    """One run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--rate", type=float, default=RATE, help="events a second")
+    asked = parser.parse_args()
+    warm = min(WARM_MIN, asked.minutes / 4)
+    with ApacheKafka(heap_mb=1024, properties=CLEANED) as broker:
+        folder = broker.folder / "soak"
+        folder.mkdir()
+        looks = asyncio.run(watch(broker.bootstrap, folder, asked.minutes, asked.rate))
+    RESULTS.mkdir(exist_ok=True)
+    plot(looks, RESULTS / "soak.svg")
+    figures = {**thirds(looks, warm), "events": round(looks[-1].events), "minutes": round(looks[-1].minute)}
+    note = (
+        f"{asked.rate:g} events/s of {USERS:,} users, a worker in a process of its own, broker and generator beside it; medians of the first and the last "
+        f"third after {warm:g} minutes; results/soak.svg"
+    )
+    record("soak", figures, "MiB, handles, records, ms", note, looks=[[round(v, 2) for v in astuple(one)] for one in looks])
+
+
+if __name__ == "__main__":
+    main()
