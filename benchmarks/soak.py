@@ -85,9 +85,9 @@ def existing(folder: Path) -> list[Path]:
 
 def declared(settings: Settings, folder: Path) -> Path:
     """The settings as a file, for another process."""
-    p, file = settings.platforms[0], folder / "currents.toml"
+    p, w, file = settings.platforms[0], settings.worker, folder / "currents.toml"
     file.write_text(
-        f'[kafka]\nbootstrap = "{settings.kafka.bootstrap}"\n[worker]\nprefix = "{settings.worker.prefix}"\npartitions = {PARTITIONS}\n[[platforms]]\n'
+        f'[kafka]\nbootstrap = "{settings.kafka.bootstrap}"\n[worker]\nprefix = "{w.prefix}"\npartitions = {PARTITIONS}\n[[platforms]]\n'
         f'name = "{p.name}"\ncode = {p.code}\npreset = "plain"\nshared_ids = true\ntopic = "{p.topic}"\nitems_topic = "{p.items_topic}"\n'
     )
     return file
@@ -156,8 +156,8 @@ def main() -> None:
     plot(looks, RESULTS / "soak.svg")
     figures = {**thirds(looks, warm), "events": round(looks[-1].events), "minutes": round(looks[-1].minute)}
     note = (
-        f"{asked.rate:g} events/s of {USERS:,} users, a worker in a process of its own, broker and generator beside it; medians of the first and the last "
-        f"third after {warm:g} minutes; results/soak.svg"
+        f"{asked.rate:g} events/s of {USERS:,} users, a worker in a process of its own, broker and generator beside it; medians of the first and the "
+        f"last third after {warm:g} minutes; results/soak.svg"
     )
     record("soak", figures, "MiB, handles, records, ms", note, looks=[[round(v, 2) for v in astuple(one)] for one in looks])
 
