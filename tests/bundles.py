@@ -18,9 +18,9 @@ from schemas.releases import Release
 SHIPPED = Path(str(files("encoder") / "data" / "demo"))
 
 
-def variant(folder: Path, version: str, seed: int, scale: float = 0.3, **manifest: Any) -> Release:
-    """A bundle like the shipped one, its matrices moved by noise; the release that names it, of a space of its own unless `manifest` says."""
-    shutil.copytree(SHIPPED, folder)
+def variant(folder: Path, version: str, seed: int, scale: float = 0.3, base: Path = SHIPPED, **manifest: Any) -> Release:
+    """A bundle like another one, its matrices moved by noise; the release that names it, of a space of its own unless `manifest` says."""
+    shutil.copytree(base, folder)
     r = np.random.default_rng(seed)
     for name in (ONNX, ITEMS):
         model = onnx.load(str(folder / name))
