@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from tests.chaos.outages import outages
 from tests.chaos.proxy import Network
 from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, kills, rebalances, shrink
 
-counts = st.fixed_dictionaries({"kills": st.integers(0, 120), "rebalances": st.integers(0, 80), "broker_stops": st.integers(0, 15)})
+counts = st.fixed_dictionaries(
+    {"kills": st.integers(0, 120), "rebalances": st.integers(0, 80), "broker_stops": st.integers(0, 15), "swaps": st.integers(0, 25)}
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -26,12 +29,23 @@ def test_schedule(seed: int, wanted: dict[str, int], workers: int, brokers: int)
     """A seed always gives the same schedule: as many of each as was asked for, all ways of all kinds but in a small one."""
     faults = draw(seed, wanted, workers, brokers)
     assert faults == draw(seed, wanted, workers, brokers)
-    there, possible = {(f.kind, f.way) for f in faults}, {(k, way) for k, v in KINDS.items() if v.brokers <= brokers for way in v.ways}
+    drawn = {k: v for k, v in KINDS.items() if v.brokers <= brokers and k != "swap" and not (k == "encoder" and wanted["swaps"])}
+    swaps, others = [f for f in faults if f.kind == "swap"], [f for f in faults if f.kind != "swap"]
+    there, possible = {(f.kind, f.way) for f in others}, {(k, way) for k, v in drawn.items() for way in v.ways}
+    assert len(swaps) == wanted["swaps"]
+    assert all(a.way != b.way for a, b in pairwise([Fault("swap", 0, 0, 0, "baseline"), *swaps]))
+    assert wanted["swaps"] < 4 or {f.way for f in swaps} == set(KINDS["swap"].ways)
     assert there == possible if wanted["kills"] >= EVERY_WAY else there <= possible
     assert kills(faults, workers) >= wanted["kills"]
     assert rebalances(faults) >= wanted["rebalances"]
     assert sum(f.kind == "broker" for f in faults) >= wanted["broker_stops"]
     assert all(0 <= f.slot < (brokers if f.kind in ("broker", "leader") else workers + 1) for f in faults)
+
+
+def test_kinds_without_kills() -> None:
+    """Kills that no kind of those wanted has are not waited for."""
+    faults = draw(1, {"kills": 20}, 2, 1, ("stop-at", "cut"))
+    assert {(f.kind, f.way) for f in faults} == {(kind, way) for kind in ("stop-at", "cut") for way in KINDS[kind].ways}
 
 
 @settings(deadline=None)

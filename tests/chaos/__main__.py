@@ -17,10 +17,10 @@ from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, shrink
 def main() -> int:
     """Draw a schedule, run it, shrink it if it fails, report."""
     options = arguments()
-    for name in ("aiokafka", "kafka"):
+    for name in ("aiokafka", "kafka", "stamina"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # brokers go away: that is what is asked for
     setup = Setup(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Setup) if hasattr(options, f.name)})
-    wanted = {"kills": options.kills, "rebalances": options.rebalances, "broker_stops": options.broker_stops}
+    wanted = {"kills": options.kills, "rebalances": options.rebalances, "broker_stops": options.broker_stops, "swaps": options.swaps}
     faults = draw(setup.seed, wanted, setup.workers, setup.brokers, options.only)
     say(f"seed {setup.seed}: {len(faults)} faults, {setup.workers} workers and one that joins, {setup.brokers} brokers, {setup.rate:.0f} events/s")
     result = run(faults, setup, say, options.keep)
@@ -68,13 +68,14 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--kills", type=int, default=20, help="kill -9 of workers, at least")
     p.add_argument("--rebalances", type=int, default=0, help="at least")
     p.add_argument("--broker-stops", type=int, default=0, help="at least")
+    p.add_argument("--swaps", type=int, default=0, help="other encoders served, at least")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--workers", type=int, choices=(1, 2, 3), help=f"one more joins and leaves; 3, or 2 for fewer than {EVERY_WAY} kills")
     p.add_argument("--brokers", type=int, choices=(1, 2, 3), help=f"3, or 1 for fewer than {EVERY_WAY} kills")
     p.add_argument("--rate", type=float, help=f"events/s; 500, or 200 for fewer than {EVERY_WAY} kills")
     p.add_argument("--users", type=int, default=3000)
     p.add_argument("--partitions", type=int, default=6)
-    p.add_argument("--only", nargs="*", default=(), choices=tuple(KINDS), help="kinds of faults; all by default")
+    p.add_argument("--only", nargs="*", default=(), choices=tuple(k for k in KINDS if k != "swap"), help="kinds of faults; all by default")
     p.add_argument("--shrink-minutes", type=float, default=60, help="how long to look for a shorter schedule that fails")
     p.add_argument("--keep", type=Path, help="folder for logs and data, which stay")
     given = p.parse_args()

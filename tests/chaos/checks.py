@@ -6,11 +6,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from encoder.runtime import load_encoder
+from encoder.towers import load_tower
 from schemas.deadletters import decode_dead_letter
 from schemas.events import encode_event
 from schemas.mapping import Rejected
+from schemas.profiles import decode_profile
 from streams import verify
 from streams.normalise import mappers
+from streams.published import check_vectors
 from streams.settings import Settings
 from tests.kafka.checking import is_event, profiles_wrong, read, tables_wrong
 
@@ -37,21 +41,31 @@ def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict
     return verify.offline_windows(made, names, settings.encoding.policy)[0], dead
 
 
-def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path) -> dict[str, int]:
-    """How many of everything are wrong. `tables`: data folders and which tablets of them were their worker's at the end."""
+def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path, served: str | None = None) -> dict[str, int]:
+    """How many of everything are wrong. `tables`: data folders and which tablets of them were their worker's at the end; `served`: the version
+    that all users should have gone over to."""
     sources = {p.name: asyncio.run(records(settings, p.topic)) for p in settings.platforms}
     want, dead = expected(settings, sources)
     unified = read(settings, "events")
     dead |= {(r.topic, r.partition, r.offset) for r in unified if not is_event(r)}
     letters = {(d.topic, d.partition, d.offset) for d in (decode_dead_letter(r.value) for r in read(settings, "dead-letters"))}
-    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    published = read(settings, "profiles")
+    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(published)
     names = {p.code: p.name for p in settings.platforms}
     folded, _ = verify.offline_windows(filter(is_event, unified), names, settings.encoding.policy)
+    tower = load_tower(settings.encoding.tower)
+    loaded = [load_encoder(name, tower.space_id, tower.dims) for name in encoders]
+    vectors = check_vectors(published, filter(is_event, unified), read(settings, "item-vectors"), loaded, names, settings.encoding.policy)
     return {
         "events": sum(map(len, sources.values())),
         "windows_wrong": max(verify.wrong(folded, windows), verify.wrong(want, windows)),
         "profiles_wrong": profiles_wrong(settings, want, profiles, folder, encoders),
         "changelog_wrong": sum(tables_wrong(settings, tables, windows, profiles).values()),
+        "vectors_wrong": vectors.wrong,
+        "unknown_releases": vectors.unknown_releases,
+        "mixed_space_pairs": vectors.mixed_space_pairs,
+        "not_over": sum(decode_profile(p).encoder_version != served for p in profiles.values()) if served else 0,
+        "published": vectors.rows,
         "dead_letters_missing": len(dead - letters),
         "dead_letters_wrong": len(letters - dead),
         "users": len(want),

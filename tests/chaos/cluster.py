@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import httpx
 import stamina
 from kafka import KafkaConsumer, TopicPartition
 
+from schemas.releases import Release
 from streams import verify
 from streams.faults import VARIABLE
 from streams.topics import BrokerError
@@ -70,12 +71,14 @@ class Slot:
 class ChaosCluster(Cluster):
     """A cluster whose workers sit in slots 0..workers-1 (and one that joins), watched by a thread that restarts them."""
 
-    def __init__(self, brokers: Brokers, prefix: str, folder: Path, workers: int, encoders: list[str], **settings: Any) -> None:
+    def __init__(
+        self, brokers: Brokers, prefix: str, folder: Path, workers: int, encoders: list[str], announced: Mapping[str, Release], **settings: Any
+    ) -> None:
         kafka = {"bootstrap": brokers.bootstrap, "replication": brokers.replication}
         for attempt in stamina.retry_context(on=BrokerError, attempts=5, timeout=None):  # making topics takes long on a busy machine
             with attempt:
                 super().__init__(brokers.bootstrap, prefix, folder, {"kafka": kafka, **settings})
-        self.brokers, self.encoders = brokers, encoders
+        self.brokers, self.encoders, self.releases = brokers, encoders, announced
         self.slots = [self._slot(n) for n in range(workers + 1)]
         self.ended = Counter[str]()
         """How workers ended by themselves: their last words."""
@@ -137,6 +140,12 @@ class ChaosCluster(Cluster):
 
         found: WorkerProcess = wait_for(f"worker {slot.number} to be ready", is_ready, seconds)
         return found
+
+    def serves(self, slot: Slot) -> str:
+        """The version that a slot's worker serves; empty where it does not answer."""
+        with contextlib.suppress(httpx.HTTPError, AttributeError, KeyError):
+            return str(HTTP.get(f"{slot.worker.url}/healthz", timeout=1).json()["encoders"]["serving"])  # type: ignore[union-attr]
+        return ""
 
     def gone(self, slot: Slot, worker: WorkerProcess, seconds: float = READY_S) -> int:
         """Wait until a process has ended; its exit status."""

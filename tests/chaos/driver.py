@@ -10,6 +10,9 @@ from pathlib import Path
 
 from kafka.errors import KafkaError
 
+from encoder.towers import load_tower
+from schemas.releases import Release
+from tests.bundles import variant
 from tests.chaos.brokers import Brokers
 from tests.chaos.checks import check
 from tests.chaos.cluster import ChaosCluster
@@ -19,9 +22,13 @@ from tests.chaos.schedule import Fault
 
 AT_ONCE = 3
 SETTLE_S = 8.0
-WRONG = ("windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "dead_letters_missing", "dead_letters_wrong")
+WRONG = (
+    "windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "dead_letters_missing", "dead_letters_wrong",
+    "vectors_wrong", "unknown_releases", "mixed_space_pairs", "not_over",
+)  # fmt: skip
 REPORTED = (
     "kills", "rebalances", "broker_stops", "events", "windows_wrong", "profiles_wrong", "changelog_wrong", "offsets_wrong", "lost_batches_recovered",
+    "swaps", "mixed_space_pairs",
 )  # fmt: skip
 
 
@@ -74,11 +81,13 @@ def run(faults: Sequence[Fault], setup: Setup, say: Callable[[str], None] = prin
     folder = keep or Path(tempfile.mkdtemp(prefix="currents-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     encoders = ["baseline", *([bundle(folder / "bundle")] if any(f.kind == "encoder" for f in faults) else [])]
+    releases = bundles(folder / "releases") if any(f.kind == "swap" for f in faults) else {}
+    follows = {"follow": "on" if releases else "auto", "retry_s": 1}
     result = Result({})
     worker = {"partitions": setup.partitions, "write_buffer_mb": 1}  # small, so that files are written all the time
     try:
         with Brokers(folder, setup.brokers, setup.workers + 1) as brokers:
-            cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, worker=worker)
+            cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, releases, worker=worker, releases=follows)
             try:
                 _run(cluster, faults, setup, say, result)
             finally:
@@ -137,10 +146,21 @@ def _run(cluster: ChaosCluster, faults: Sequence[Fault], setup: Setup, say: Call
     cluster.settle()
     say(f"drained in {time.monotonic() - began_drain:.1f} s")
     figures = result.figures
-    figures |= {"kills": chaos.kills, "broker_stops": cluster.brokers.stops, "terms": chaos.terms}
+    figures |= {"kills": chaos.kills, "broker_stops": cluster.brokers.stops, "terms": chaos.terms, "swaps": chaos.swaps}
     owned = cluster.finish()
     figures |= {"offsets_wrong": cluster.lag(), "rebalances": cluster.generations(), "lost_batches_recovered": cluster.recovered()}
-    figures |= check(cluster.settings, owned, cluster.encoders, cluster.folder) | {"starts": cluster.starts}
+    encoders = [*cluster.encoders, *(r.bundle for r in cluster.releases.values() if r.bundle)]
+    served = chaos.serving.version if chaos.serving else None
+    figures |= check(cluster.settings, owned, encoders, cluster.folder, served) | {"starts": cluster.starts}
+
+
+def bundles(folder: Path) -> dict[str, Release]:
+    """Releases by way of a swap: two of one space, one of another, and the baseline."""
+    v1 = variant(folder / "v1", "v1", 1, space_id="space-a")
+    v2 = variant(folder / "v2", "v2", 2, 0.1, folder / "v1", space_id="space-a")
+    v3 = variant(folder / "v3", "v3", 3, space_id="space-b")
+    day_0 = Release("baseline-3", load_tower("static").space_id, "", "", "serving", 1.0, "", 1, "chaos", "")
+    return {"v1": v1, "v2": v2, "v3": v3, "baseline": day_0}
 
 
 def bundle(folder: Path) -> str:

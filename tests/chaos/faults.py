@@ -1,12 +1,19 @@
 """Every kind of fault: done, undone, and how one sees that it really happened."""
 
+import asyncio
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import stamina
+
+from schemas.releases import Release
+from streams.releases import announce
+from streams.topics import BrokerError
 from tests.chaos.cluster import ChaosCluster, Slot, empty, until
 from tests.chaos.load import Traffic
 from tests.chaos.schedule import Fault
@@ -23,11 +30,15 @@ class Chaos:
         self.c, self.traffic = cluster, traffic
         self.kills = 0
         self.terms = 0
+        self.swaps = 0
+        self.serving: Release | None = None
+        """What the topic of releases serves; None while it says nothing."""
+        self._swapping = threading.Lock()
 
     def __call__(self, fault: Fault) -> str:
         method: Callable[[Fault, Slot], str] = getattr(self, fault.kind.replace("-", "_"))
         slot = self.c.slots[min(fault.slot, len(self.c.slots) - 1)]
-        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone"):  # they are about no one worker
+        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone", "swap"):  # they are about no one worker
             return method(fault, slot)
         with slot.lock:
             return method(fault, slot)
@@ -198,6 +209,24 @@ class Chaos:
             slot.environment["CURRENTS_ENCODING__ENCODER"] = names[(names.index(before) + 1) % len(names)]
         self.c.ready(slot)
         return f"now encodes with {Path(slot.environment['CURRENTS_ENCODING__ENCODER']).name}"
+
+    def swap(self, fault: Fault, slot: Slot) -> str:
+        with self._swapping:
+            if fault.luck % 3 == 0:  # one that is taken back before anybody can have it
+                self._announce(self.c.releases["v1" if fault.way == "v3" else "v3"])
+            self._announce(self.c.releases[fault.way])
+            began, version = time.monotonic(), self.c.releases[fault.way].version
+            if not until(lambda: all(self.c.serves(s) == version for s in self.c.slots if s.wanted), HIT_S):
+                return ""
+            self.swaps += 1
+            return f"{version} serves everywhere after {time.monotonic() - began:.1f} s"
+
+    def _announce(self, release: Release) -> None:
+        s = self.c.settings
+        for attempt in stamina.retry_context(on=BrokerError, attempts=20, wait_max=5, timeout=HIT_S):  # the broker may be away
+            with attempt:
+                asyncio.run(announce(s.kafka, s.topic("releases"), "serving", release))
+        self.serving = release
 
     # Its disk
 

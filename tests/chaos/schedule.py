@@ -46,6 +46,7 @@ KINDS = {
     "poison": Kind(4, (0, 0)),
     "storm": Kind(3, (0, 0)),
     "encoder": Kind(2, (0, 0), rebalances=1),
+    "swap": Kind(0, (0, 0), ("v1", "v2", "v3", "baseline")),
 }
 
 
@@ -79,14 +80,15 @@ def rebalances(faults: Sequence[Fault]) -> int:
 
 def draw(seed: int, wanted: dict[str, int], workers: int, brokers: int, only: Sequence[str] = ()) -> tuple[Fault, ...]:
     """A schedule that has every way of every kind (of `only` these) once, if it is not a small one, and then more until there are as
-    many kills, rebalances and broker stops as wanted. Workers are slots 0.., the next slot is the one that joins."""
-    r = random.Random(seed)
-    kinds = {k: v for k, v in KINDS.items() if v.brokers <= brokers and (not only or k in only)}
+    many kills, rebalances and broker stops as wanted; and as many swaps. Workers are slots 0.., the next slot is the one that joins."""
+    r, swaps = random.Random(seed), wanted.get("swaps", 0)
+    apart = {"swap", "encoder"} if swaps else {"swap"}  # where workers follow the topic of releases, their settings' encoder says nothing
+    kinds = {k: v for k, v in KINDS.items() if k not in apart and v.brokers <= brokers and (not only or k in only)}
     small = not only and wanted.get("kills", 0) < EVERY_WAY
     faults = [] if small else [_draw(r, kind, way, workers, brokers) for kind, spec in kinds.items() for way in dict.fromkeys(spec.ways)]
     need: list[tuple[Callable[[Sequence[Fault]], int], str, list[str]]] = [
         (lambda fs: sum(f.kind == "broker" for f in fs), "broker_stops", ["broker"]),
-        (lambda fs: kills(fs, workers), "kills", list(kinds)),
+        (lambda fs: kills(fs, workers), "kills", list(kinds) if any(v.kills for v in kinds.values()) else []),
         (rebalances, "rebalances", [k for k in kinds if kinds[k].rebalances]),
     ]
     for count, name, names in need:
@@ -95,7 +97,19 @@ def draw(seed: int, wanted: dict[str, int], workers: int, brokers: int, only: Se
             (kind,) = r.choices(may, [kinds[k].share for k in may])
             faults.append(_draw(r, kind, r.choice(kinds[kind].ways), workers, brokers))
     r.shuffle(faults)
+    places = sorted(r.choices(range(len(faults) + 1), k=swaps))
+    for place, way in reversed(list(zip(places, _releases(r, swaps), strict=True))):
+        faults.insert(place, _draw(r, "swap", way, workers, brokers))
     return tuple(faults)
+
+
+def _releases(r: random.Random, n: int) -> list[str]:
+    """Which release each of n swaps brings, all of them in turn, none the one before; workers begin with the baseline."""
+    found = ["baseline"]
+    while len(found) <= n:
+        some = r.sample(KINDS["swap"].ways, len(KINDS["swap"].ways))
+        found += some[1:] + some[:1] if some[0] == found[-1] else some
+    return found[1 : n + 1]
 
 
 def _draw(r: random.Random, kind: str, way: str, workers: int, brokers: int) -> Fault:
