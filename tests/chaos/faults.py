@@ -216,7 +216,7 @@ class Chaos:
                 self._announce(self.c.releases["v1" if fault.way == "v3" else "v3"])
             self._announce(self.c.releases[fault.way])
             began, version = time.monotonic(), self.c.releases[fault.way].version
-            if not until(lambda: all(self.c.serves(s) == version for s in self.c.slots if s.wanted), HIT_S):
+            if not until(lambda: {self.c.serves(s) for s in self.c.slots if s.wanted} == {version}, HIT_S):
                 return ""
             self.swaps += 1
             return f"{version} serves everywhere after {time.monotonic() - began:.1f} s"
