@@ -1,7 +1,7 @@
 """Record batches through Faust: one message carries what one fetch returned for one partition. The only file that knows Faust's inside.
 
 Plumbing is paid per batch, not per record; group membership, rebalance, ack and commit stay Faust's own.
-Faust 0.15.3 loses fetched messages around a rebalance in four ways; what holds against each here:
+Faust 0.15.3 loses fetched messages around a rebalance in four ways (`tests/test_faust_defects.py`); what holds against each here:
 
   1. fetched while the flow is stopped: the position has moved on, nobody seeks back   -> `perform_seek` on a stopped flow
   2. fetched by the old generation, tagged with the new one: a hole in front of it     -> re-read before a hole is believed
