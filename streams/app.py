@@ -15,6 +15,8 @@ from streams.settings import Kafka, Settings
 log = logging.getLogger("currents.app")
 LONGEST_STALL_S = 30 * 86_400.0
 """A worker whose encoder fails fetches nothing meanwhile. After this time it would leave the group, and join again only once it fetches."""
+HEARTBEAT_S = 0.5
+"""A worker hears of a rebalance at its next heartbeat; until then the tablets of one that left have nobody."""
 Handle = Callable[[list[RecordBatch]], Awaitable[list[RecordBatch]]]
 """Does everything that some batches ask for, in order; returns those that may be acked: not those of a passed generation."""
 
@@ -29,12 +31,13 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         broker=[f"kafka://{address.strip()}" for address in k.bootstrap.split(",")],
         broker_credentials=_credentials(k),
         broker_session_timeout=w.session_timeout_s,
-        broker_heartbeat_interval=w.session_timeout_s / 4,
+        broker_heartbeat_interval=min(HEARTBEAT_S, w.session_timeout_s / 4),
         broker_rebalance_timeout=max(w.session_timeout_s, 6.0),
         broker_commit_interval=w.commit_interval_s,
         broker_max_poll_records=w.max_poll_records,
         broker_max_poll_interval=LONGEST_STALL_S,
         consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=w.instance or None,
         consumer_max_fetch_size=4 << 20,
         producer_acks=-1,
         producer_max_batch_size=512 << 10,

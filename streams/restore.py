@@ -23,13 +23,18 @@ from streams.tablets import FALLBACK, STALE_MS, Tablet, Tablets, key_bytes, now_
 log = logging.getLogger("currents.restore")
 CHUNK = 20_000  # records of one read
 FETCH_BYTES = 8 << 20
+NOTHING_MS = 10
+"""How long a restore waits for rows before it asks whether there are any: most find none, and the tablet's users wait for it."""
 _ROW = struct.Struct(f"{ROW_BYTES}s")
 
 
-def reader(kafka: Kafka, reset: str = "earliest") -> AIOKafkaConsumer:
-    """A consumer without group, for reading whole partitions; `reset`: what an offset that the log does not have leads to."""
+def reader(kafka: Kafka, reset: str = "earliest", wait_ms: int = 100) -> AIOKafkaConsumer:
+    """A consumer without group, for reading whole partitions.
+
+    `reset`: what an offset that the log does not have leads to. `wait_ms`: how long the broker holds a fetch that finds nothing.
+    """
     return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
-                            max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=100)  # fmt: skip
+                            max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=wait_ms)  # fmt: skip
 
 
 def aio_config(kafka: Kafka) -> dict[str, Any]:
@@ -48,12 +53,22 @@ async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, in
 
     The end is the high watermark of the fetch responses: the only figure that every broker gets right.
     """
+    begin(consumer, start)
+    async for tp, records in rest(consumer, set(start)):
+        yield tp, records
+
+
+def begin(consumer: AIOKafkaConsumer, start: Mapping[TopicPartition, int]) -> None:
+    """Have these partitions fetched from these offsets on."""
     consumer.assign(list(start))
     for tp, offset in start.items():
         consumer.seek(tp, offset)
-    todo = set(start)
+
+
+async def rest(consumer: AIOKafkaConsumer, todo: set[TopicPartition], wait_ms: int = 200) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
+    """What comes of these partitions up to their end; others that are fetched meanwhile wait."""
     while todo:
-        for tp, records in (await consumer.getmany(*todo, timeout_ms=200, max_records=CHUNK)).items():
+        for tp, records in (await consumer.getmany(*todo, timeout_ms=wait_ms, max_records=CHUNK)).items():
             yield tp, records
         for tp in list(todo):
             end = consumer.highwater(tp)
@@ -79,11 +94,11 @@ async def restore(
     """
     began, rows = time.perf_counter(), 0
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
-    consumer = reader(kafka)
+    consumer = reader(kafka, wait_ms=NOTHING_MS)
     await consumer.start()
     try:
         parts = [TopicPartition(name, tablet.partition) for name in topics]
-        first, end = await consumer.beginning_offsets(parts), await consumer.end_offsets(parts)
+        first, end = await asyncio.gather(consumer.beginning_offsets(parts), consumer.end_offsets(parts))
         have = {tp: tablet.offset(tp.topic) for tp in parts}
         if any(at and (now_ms() - at > STALE_MS or not first[tp] <= offset + 1 <= end[tp]) for tp, (offset, at) in have.items()):
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
@@ -93,9 +108,9 @@ async def restore(
             partial(put_windows, short=short, table=table, policy=policy),
             partial(put_profiles, stale=stale, table=table, fallback=fallback),
         )
+        begin(consumer, {tp: max(have[tp][0] + 1, first[tp]) for tp in parts})
         for tp, put in zip(parts, steps, strict=True):
-            start = max(have[tp][0] + 1, first[tp])
-            async for _, records in read_to_end(consumer, {tp: start}):
+            async for _, records in rest(consumer, {tp}, NOTHING_MS):
                 await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
                 rows += len(records)
                 count(len(records))

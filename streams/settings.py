@@ -60,6 +60,11 @@ class Worker(Section):
     data_dir: Path = Field(Path("currents-data"), description="Folder of the RocksDB stores; one worker each")
     partitions: int = Field(8, ge=1, le=512, description="Partitions of `<prefix>.events`, windows and profiles; fixed once created")
     max_poll_records: int = Field(4000, ge=1, description="Largest record batch")
+    instance: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,249}$",
+        description="Static membership: a name in the group that no other worker has; back within the session, it has its tablets again at once",
+    )
     session_timeout_s: float = Field(6.0, gt=0, description="Seconds without heartbeat after which the group gives a worker up")
     commit_interval_s: float = Field(1.0, gt=0, description="Seconds between offset commits")
     cache_mb: int = Field(64, ge=1, description="RocksDB block cache of the whole worker, MiB")
@@ -229,6 +234,12 @@ class Settings(BaseSettings):
             twice = next((v for v in seen if seen.count(v) > 1), None)
             if twice is not None:
                 raise ValueError(f"platforms: {what} = {twice!r} stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def _an_instance_keeps_its_address(self) -> "Settings":
+        if self.worker.instance and not (self.query.url or self.query.port):
+            raise ValueError("worker.instance needs query.url or a query.port other than 0: the other workers go on sending reads to where it was")
         return self
 
     def follows(self) -> bool:

@@ -61,9 +61,9 @@ def test_shrink(culprits: set[int], n: int) -> None:
 
 
 def test_outages() -> None:
-    """Of each event the longest silence on the worker's own tablets and on all others, in seconds; rows before and after it count for neither."""
+    """Of each event the longest silence on the worker's own tablets and on all others, in seconds, up to the next event."""
     rows = {0: [0, 9_000, 10_000, 18_000, 18_100, 90_000], 1: [0, *range(9_500, 60_000, 500)]}
-    assert outages(rows, [("dies", 10_500, {0}), ("joins", 11_000, set())]) == {"dies": [(71.9, 0.5)], "joins": [(0.0, 71.9)]}
+    assert outages(rows, [("dies", 10_500, {0}), ("joins", 11_000, set())]) == {"dies": [(1.0, 0.5)], "joins": [(0.0, 71.9)]}
     rows[0] += [*range(18_200, 60_000, 100)]
     rows[0].sort()
     assert outages(rows, [("dies", 10_500, {0})]) == {"dies": [(8.0, 0.5)]}

@@ -45,6 +45,7 @@ MISTAKES = [
     ("[worker]\npartitions = 'many'", ("worker.partitions = 'many'", "valid integer")),
     ("[encoding]\nwindow_per_platform = 65", ("encoding.window_per_platform = 65", "less than or equal to 64")),
     ("[encoding]\nwindow_strong = -1", ("encoding.window_strong = -1", "greater than or equal to 0")),
+    ("[worker]\ninstance = 'a'\n[query]\nport = 0", ("worker.instance needs query.url",)),
     ("[worker]\ncolour = 1", ("worker.colour = 1", "not permitted")),
     ("[works]\na = 1", ("works", "not permitted")),
     ("[kafka]\nsecurity_protocol = 'SASL_SSL'", ("kafka", "needs sasl_username")),

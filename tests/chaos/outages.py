@@ -4,16 +4,17 @@ Under an even load every tablet's partition gets rows all the time; the longest 
 """
 
 import argparse
+import math
 import shutil
 import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tests.apache import ApacheKafka
+from tests.apache import ApacheKafka, free_port
 from tests.kafka.cluster import Cluster, Load
 from tests.kafka.processes import WorkerProcess, wait_for
 
@@ -24,61 +25,77 @@ Event = tuple[str, int, set[int]]
 """What happened, when (ms since the epoch), and which tablets were the worker's that it happened to."""
 
 
-def silence(times: Sequence[int], begin: int, end: int) -> int:
+def silence(times: Sequence[int], begin: int, end: int, stop: float = math.inf) -> float:
     """The longest time between two rows, ms, of those that ends after `begin` and begins before `end`; all of it where there are none.
 
-    `times` in order, ms.
+    `times` in order, ms. What is after `stop` counts for nothing.
     """
-    return max((b - a for a, b in pairwise(times) if b > begin and a < end), default=end - begin)
+    return max((min(b, stop) - a for a, b in pairwise(times) if b > begin and a < min(end, stop)), default=min(end, stop) - begin)
 
 
-def outages(rows: Mapping[int, Sequence[int]], events: Iterable[Event]) -> dict[str, list[tuple[float, float]]]:
-    """Kind of event -> for each of them the seconds without rows: the worst of the worker's own tablets, and the worst of all others."""
+def outages(rows: Mapping[int, Sequence[int]], events: Sequence[Event]) -> dict[str, list[tuple[float, float]]]:
+    """Kind of event -> for each of them the seconds without rows until the next: the worst of the worker's own tablets, and of all others."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for what, at, own in events:
-        quiet = {p: silence(times, at, at + AFTER_MS) / 1000 for p, times in rows.items()}
+    for (what, at, own), stop in zip(events, [*(at for _, at, _ in events[1:]), math.inf], strict=True):
+        quiet = {p: silence(times, at, at + AFTER_MS, stop) / 1000 for p, times in rows.items()}
         mine, others = [s for p, s in quiet.items() if p in own], [s for p, s in quiet.items() if p not in own]
         found.setdefault(what, []).append((max(mine, default=0.0), max(others, default=0.0)))
     return found
 
 
-def measure(c: Cluster, rounds: int, rate: float) -> dict[str, list[tuple[float, float]]]:
-    """Rounds of: a worker joins, leaves, joins, is killed, comes back, is killed and back at once; another stays."""
+def measure(c: Cluster, rounds: int, rate: float, static: bool = False) -> dict[str, list[tuple[float, float]]]:
+    """Rounds in which a second worker joins, and leaves, is restarted, is killed, or is killed and back at once; another stays.
+
+    `static`: workers have names in the group (`worker.instance`), and keep their addresses.
+    """
     events: list[Event] = []
+    ports = {name: str(free_port()) for name in "ab"}
     c.items(600)
     load = Load(c, events=10_000_000, rate=rate, users=2000)
-    a = c.worker("a").ready()
 
-    def with_b(what: str, end: Callable[[WorkerProcess], None], left: int) -> None:
-        """A second worker, which gets tablets, and what becomes of it then."""
-        joined = time.time_ns() // 1_000_000
-        b = c.worker("b").ready()
-        settled(2)
-        events.append(("joins", joined, set()))
-        events.append((what, time.time_ns() // 1_000_000, b.owned()))
-        end(b)
-        settled(left)
+    def start(name: str) -> WorkerProcess:
+        named = {"CURRENTS_WORKER__INSTANCE": name, "CURRENTS_QUERY__PORT": ports[name]} if static else {}
+        return c.worker(name, **named).ready()
 
     def settled(workers: int) -> None:
         wait_for("tablets to settle", lambda: len(c.owners()) == workers)
         time.sleep(AFTER_MS / 2000)
 
+    def happens(what: str, end: Callable[[WorkerProcess], None], left: int, own: set[int]) -> None:
+        events.append((what, time.time_ns() // 1_000_000, own))
+        end(c.workers[-1])
+        settled(left)
+
+    def joins() -> set[int]:
+        at = time.time_ns() // 1_000_000
+        b = start("b")
+        settled(2)
+        own = b.owned()
+        events.append(("joins", at, own))
+        return own
+
     def leave(b: WorkerProcess) -> None:
         b.process.send_signal(signal.SIGTERM)
         b.exit()
 
+    def restart(b: WorkerProcess) -> None:
+        leave(b)
+        start("b")
+
     def back(b: WorkerProcess) -> None:
         b.kill()
         time.sleep(AGAIN_S)
-        c.worker("b").ready()
+        start("b")
 
+    a = start("a")
     settled(1)
     for _ in range(rounds):
-        with_b("leaves (SIGTERM)", leave, 1)
-        with_b("dies (kill -9)", WorkerProcess.kill, 1)
-        with_b("dies, is back at once", back, 2)
-        c.workers[-1].terminate()
-        settled(1)
+        own = joins()
+        happens("is restarted", restart, 2, own)
+        happens("leaves (SIGTERM)", leave, 1, c.workers[-1].owned())
+        own = joins()
+        happens("dies, is back at once", back, 2, own)
+        happens("dies (kill -9)", WorkerProcess.kill, 1, c.workers[-1].owned())
     load.stop()
     a.terminate()
     rows: dict[int, list[int]] = {}
@@ -92,13 +109,14 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tests.chaos.outages", description=__doc__)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--rate", type=float, default=800, help="events/s")
+    p.add_argument("--static", action="store_true", help="static membership: workers have names in the group")
     p.add_argument("--session", type=float, default=6.0, help="seconds")
     options = p.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="currents-outages-"))
     with ApacheKafka() as kafka:
         c = Cluster(kafka.bootstrap, "outages", folder, {"worker": {"session_timeout_s": options.session}})
         try:
-            found = measure(c, options.rounds, options.rate)
+            found = measure(c, options.rounds, options.rate, options.static)
         finally:
             c.stop()
     shutil.rmtree(folder, ignore_errors=True)

@@ -35,7 +35,7 @@ class WorkerProcess:
     COMMAND, FOLDER, PORT = "worker", "CURRENTS_WORKER__DATA_DIR", "CURRENTS_QUERY__PORT"
 
     def __init__(self, folder: Path, config: Path, name: str, data_dir: Path | None = None, **environment: str) -> None:
-        self.name, self.port = name, free_port()
+        self.name, self.port = name, int(environment.get(self.PORT) or free_port())
         self.data_dir = data_dir or folder / f"data-{name}"
         self.log = folder / f"{name}-{self.port}.log"
         own = {self.FOLDER: str(self.data_dir), self.PORT: str(self.port)}

@@ -8,6 +8,7 @@ import pytest
 from kafka import KafkaProducer
 
 from streams import verify
+from tests.apache import free_port
 from tests.kafka.cluster import QUOTAS, RIGHT, Cluster, Load, WorkerProcess, wait_for
 from tests.kafka.load import plain
 
@@ -30,6 +31,29 @@ def test_join_kill_return(cluster: Callable[..., Cluster]) -> None:
     c.drain()
     ends_right(c, a, b)
     assert len({(d.topic, d.partition, d.offset) for d in c.dead()}) == load.broken
+
+
+def test_named(cluster: Callable[..., Cluster]) -> None:
+    """A worker with a name of its own that dies and is back within the session goes on without a rebalance; everything equals the offline fold."""
+    c = cluster(worker={"session_timeout_s": 30.0})
+    c.items()
+    load = Load(c, events=40_000, rate=1500)
+    ports = {name: str(free_port()) for name in "ab"}
+
+    def start(name: str) -> WorkerProcess:
+        return c.worker(name, CURRENTS_WORKER__INSTANCE=name, CURRENTS_QUERY__PORT=ports[name]).ready()
+
+    a, b = start("a"), start("b")
+    owned = c.owners()
+    generations = a.says().count("generation")
+    for end in (WorkerProcess.kill, WorkerProcess.terminate):
+        end(b)
+        b = start("b")
+    assert c.owners() == {a: owned[a], b: owned[c.workers[1]]}
+    assert a.says().count("generation") == generations
+    load.join()
+    c.drain()
+    ends_right(c, a, b)
 
 
 @pytest.mark.parametrize("waits_s", [3, 12], ids=["within-the-session", "past-the-session"])
