@@ -21,6 +21,7 @@ import faust
 from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError
 from faust.events import Event
+from faust.tables import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -202,8 +203,20 @@ class BatchTransport(driver.Transport):
     Consumer = BatchConsumer
 
 
+class NoTables(TableManager):
+    """Faust's manager of its own tables, of which there are none: without the second that it waits for them when it starts."""
+
+    async def on_start(self) -> None:
+        """Let the app subscribe at once."""
+        await self._update_channels()
+        await self.recovery.start()
+
+
 class BatchApp(faust.App):
     """A Faust app whose agents read record batches."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, TableManager=NoTables, **options)
 
     def _new_transport(self) -> Any:
         return BatchTransport(self.conf.broker_consumer, self)
