@@ -5,7 +5,7 @@ found out: a user's windows form a chain, items came in an order. Where many ite
 """
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from schemas.profiles import decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, fold, row_of
 
 AT_ONCE = 512  # rows that are encoded at once
+MORE = 64  # guesses of a row that are tried at once where the likeliest were none
 NEAR = 2e-3  # two float16 of a vector's entry, and sums in another order
-GUESSES = 10_000  # sets of items that may have been unknown, at most, for one window
+LOOKED = 1000  # sets of items that may have been unknown, at most, for one window
 Maker = tuple[str, str]
 """encoder_version and space_id."""
 
@@ -33,6 +34,8 @@ class Vectors(NamedTuple):
     """Rows that name a release which there was not."""
     wrong: int
     """Rows whose vector is not what the release that they name makes of any window that the user had with as many events and that newest one."""
+    untold: int
+    """Rows whose vector no release makes of a window some of whose items came later: which were known was not found out. They count as no other."""
     mixed_space_pairs: int
     """Pairs of rows of one `space_id` whose vectors are not comparable, for they were made by releases of different spaces, or by none."""
     releases: dict[Maker, int]
@@ -67,22 +70,25 @@ def check_vectors(
 ) -> Vectors:
     """Every record of the profile changelog against the releases that there were: `encoders`, loaded for this alone.
 
-    A user's windows are the folds of the first so many of their events in `log`, the records of the unified topic: whatever was replayed or repaired,
-    it was one of these. `items`: records of the item vectors; where an item's content changed, its last vector counts. Releases of one space are
-    comparable where the same items have a mean cosine of at least `least_cosine`.
+    Records are in order within their partitions. A user's windows are the folds of the first so many of their events in `log`, the records of the
+    unified topic: whatever was replayed or repaired, it was one of these. `items`: records of the item vectors; where an item's content changed, its
+    last vector counts. Releases of one space are comparable where the same items have a mean cosine of at least `least_cosine`.
     """
     known, of = {(e.version, e.space_id): e for e in encoders}, _by_user(profiles)
     kept = _items(items)
     rows: Counter[Maker] = Counter()
     made: Counter[tuple[str, Maker | None]] = Counter()
-    unknown = wrong = 0
+    unknown = wrong = untold = 0
     for batch in _batches(of, _events(log, names, of), policy):
         rows.update(r.maker for r in batch)
-        makers = _makers(batch, known, kept, policy)
-        made.update((r.maker[1], maker) for r, maker in zip(batch, makers, strict=True))
         unknown += sum(r.maker not in known for r in batch)
-        wrong += sum(r.maker in known and maker != r.maker for r, maker in zip(batch, makers, strict=True))
-    return Vectors(rows.total(), unknown, wrong, _mixed(made, known, kept.table, least_cosine), dict(rows))
+        for row, maker in zip(batch, _makers(batch, known, kept, policy), strict=True):
+            if maker is None and row.maker in known and any(_left(row, w, kept)[1] > 0 for w in row.windows):
+                untold += 1
+            else:
+                made[row.maker[1], maker] += 1
+                wrong += row.maker in known and maker != row.maker
+    return Vectors(rows.total(), unknown, wrong, untold, _mixed(made, known, kept.table, least_cosine), dict(rows))
 
 
 def _by_user(profiles: Iterable[Any]) -> dict[bytes, list[bytes]]:
@@ -104,15 +110,16 @@ def _events(log: Iterable[Any], names: Mapping[int, str], users: Mapping[bytes, 
 
 
 def _items(records: Iterable[Any]) -> _Items:
-    ordered = sorted((r for r in records if r.value is not None), key=lambda r: (r.timestamp, r.partition, r.offset))
-    decoded = [(decode_item_vector(r.value), r) for r in ordered]
-    table, came, partition = ItemTable(decoded[0][0].dims if decoded else 1), dict[int, int](), dict[int, int]()
-    for n, (item, record) in enumerate(decoded):
+    decoded = [(decode_item_vector(r.value), r) for r in records if r.value is not None]
+    table, came, partition = ItemTable(decoded[0][0].dims if decoded else 1), {UNKNOWN: (0, 0)}, {UNKNOWN: -1}
+    latest: dict[int, int] = defaultdict(int)
+    for item, record in decoded:
+        latest[record.partition] = at = max(latest[record.partition], record.timestamp)
         row = table.put(item_key(item.item), unpack_vector(item.vector))
-        came.setdefault(row, n)
+        came.setdefault(row, (at, record.offset))
         partition.setdefault(row, record.partition)
-    every = range(1, table.size)
-    return _Items(table, np.array([-1, *(came[r] for r in every)]), np.array([-1, *(partition[r] for r in every)]))
+    order = {row: n for n, row in enumerate(sorted(came, key=came.__getitem__))}
+    return _Items(table, np.array([order[r] for r in range(table.size)]), np.array([partition[r] for r in range(table.size)]))
 
 
 def _batches(profiles: Mapping[bytes, Sequence[bytes]], events: Mapping[bytes, list[bytes]], policy: Policy) -> Iterator[list[_Published]]:
@@ -162,53 +169,59 @@ def _is_by(encoder: Encoder, rows: Sequence[_Published], items: _Items, policy: 
     """Whether an encoder makes each row's vector of one of its windows, some of their items perhaps not known yet."""
     is_by = [False] * len(rows)
     guesses = {n: _guesses(r, items) for n, r in enumerate(rows) if len(r.vector) == encoder.dims}
-    while guesses:
-        tried = [(n, guess) for n, left in guesses.items() if (guess := next(left, None)) is not None]
-        if not tried:
-            break
+    more = 1
+    while tried := [(n, guess) for n, left in guesses.items() for guess in itertools.islice(left, more)]:
         features = featurize([window for _, (window, _) in tried], items.table, policy.most)
         for n, (_, (_, hidden)) in enumerate(tried):
             if hidden:
                 features.items[n, np.isin(features.items[n], hidden)] = UNKNOWN
         made = encoder.encode(fitted(features, encoder.max_len, policy), items.table)
         for (n, _), vector in zip(tried, made, strict=True):
-            is_by[n] = bool(np.allclose(vector, rows[n].vector, rtol=0, atol=NEAR))
-        guesses = {n: guesses[n] for n, _ in tried if not is_by[n]}
+            is_by[n] |= bool(np.abs(vector - rows[n].vector).max() < NEAR)
+        guesses, more = {n: guesses[n] for n, _ in tried if not is_by[n]}, min(4 * more, MORE)
     return is_by
 
 
 def _guesses(row: _Published, items: _Items) -> Iterator[tuple[bytes, list[int]]]:
-    """Windows, and which of the items in them, by row of the table, the worker may not have known, so that as many events are on unknown ones."""
+    """Windows, and which of the items in them, by row of the table, the worker may not have known, so that as many events are on unknown ones.
+
+    Items of one partition became known in its order, those of several nearly in the order of time: what is nearest to that comes first.
+    """
     for window in row.windows:
-        at = items.table.index(np.frombuffer(window, DTYPE, offset=1)["item_key"])
-        left = row.unknown_items - int((at == UNKNOWN).sum())
+        at, left = _left(row, window, items)
         if left <= 0:
             if not left:
                 yield window, []
             continue
         counts = Counter(at[at != UNKNOWN].tolist())
         newest = sorted(counts, key=lambda r: -items.came[r])
-        sums = list(itertools.accumulate(counts[r] for r in newest))
-        if left in sums:
-            yield window, newest[: sums.index(left) + 1]
-        parts: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        parts: dict[int, list[int]] = defaultdict(list)
         for r in newest:
-            parts[int(items.partition[r])].append((r, counts[r]))
-        yield from ((window, hidden) for hidden in itertools.islice(_last(list(parts.values()), left), GUESSES))
+            parts[int(items.partition[r])].append(r)
+        behind = itertools.accumulate((counts[r] for r in newest), initial=0)  # events on items newer than each
+        late = Counter(int(items.partition[r]) for r, n in zip(newest, behind, strict=False) if n < left)
+        yield from ((window, hidden) for hidden in _near([late[p] for p in parts], list(parts.values()), counts, left))
 
 
-def _last(parts: Sequence[Sequence[tuple[int, int]]], left: int) -> Iterator[list[int]]:
-    """Of each part, (item, events on it) with the newest item first, the first so many, so that all of them have `left` events."""
-    if not parts:
-        if not left:
-            yield []
-        return
-    taken: list[int] = []
-    for item, events in (*parts[0], (UNKNOWN, left + 1)):
-        yield from ([*taken, *rest] for rest in _last(parts[1:], left))
-        taken, left = [*taken, item], left - events
-        if left < 0:
-            return
+def _left(row: _Published, window: bytes, items: _Items) -> tuple[np.ndarray, int]:
+    """Table rows of a window's items, and how many of its events were on items that were not known when the profile was made, but came."""
+    at = items.table.index(np.frombuffer(window, DTYPE, offset=1)["item_key"])
+    return at, row.unknown_items - int((at == UNKNOWN).sum())
+
+
+def _near(start: Sequence[int], parts: Sequence[Sequence[int]], counts: Mapping[int, int], left: int) -> Iterator[list[int]]:
+    """The first so many items of each part, so that they have `left` events: those sets first that differ least from `start` of each."""
+    queue, seen = deque([tuple(start)]), {tuple(start)}
+    while queue and len(seen) < LOOKED:
+        lengths = queue.popleft()
+        chosen = [item for part, n in zip(parts, lengths, strict=True) for item in part[:n]]
+        if sum(counts[item] for item in chosen) == left:
+            yield chosen
+        for p, step in itertools.product(range(len(parts)), (-1, 1)):
+            other = (*lengths[:p], lengths[p] + step, *lengths[p + 1 :])
+            if 0 <= other[p] <= len(parts[p]) and other not in seen:
+                seen.add(other)
+                queue.append(other)
 
 
 def _mixed(made: Mapping[tuple[str, Maker | None], int], known: Mapping[Maker, Encoder], table: ItemTable, least_cosine: float) -> int:

@@ -148,7 +148,7 @@ def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
     tower = load_tower("static")
     encoders = [load_encoder(where, tower.space_id, tower.dims) for where in ("baseline", *(r.bundle for r in releases.values()))]
     found = asyncio.run(published(settings, encoders))
-    assert (found.unknown_releases, found.wrong, found.mixed_space_pairs) == (0, 0, 0)
+    assert (found.unknown_releases, found.wrong, found.untold, found.mixed_space_pairs) == (0, 0, 0, 0)
     assert {version for version, _ in found.releases} == {"baseline-3", "v1", "v2", "v3"}
     assert found.rows >= 40
 
