@@ -22,7 +22,8 @@ from streams.topics import admin, create
 from streams.worker import Worker, running
 from tests.apache import ApacheKafka
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
+"""Elsewhere for a try at a small size."""
 PARTITIONS = 4
 ITEMS = 4000
 BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
@@ -103,9 +104,10 @@ async def send(settings: Settings, topic: str, rows: Iterable[tuple[bytes, bytes
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, max_batch_size=512 << 10)
     await producer.start()
     try:
-        batches, sent, n = [producer.create_batch() for _ in range(PARTITIONS)], [], 0
+        parts = settings.worker.partitions
+        batches, sent, n = [producer.create_batch() for _ in range(parts)], [], 0
         for key, value in rows:
-            p, n, now = partition_of(key, PARTITIONS), n + 1, time.time_ns() // 1_000_000
+            p, n, now = partition_of(key, parts), n + 1, time.time_ns() // 1_000_000
             if batches[p].append(key=key, value=value, timestamp=now) is None:
                 sent.append(await producer.send_batch(batches[p], topic, partition=p))
                 batches[p] = producer.create_batch()

@@ -14,7 +14,7 @@ from encoder.towers import load_tower
 from schemas.items import item_key
 from schemas.mapping import Mapper, PlatformMapping
 from schemas.profiles import decode_profile
-from schemas.windows import DTYPE, NO_DWELL, VERSION
+from schemas.windows import DTYPE, NO_DWELL, VERSION, Policy
 from streams.items import ItemStore, item_rows
 from streams.lineup import Lineup
 from streams.profiler import Profiler, style_of
@@ -44,7 +44,7 @@ def main() -> None:
     store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]
     keys = np.array([item_key(f"shop:i{n}") for n in range(ITEMS)], np.uint64)
     lineup = Lineup(load_encoder("baseline", tower.space_id, tower.dims))
-    profiler = Profiler(lambda: lineup, store, style_of(settings), 64)
+    profiler = Profiler(lambda: lineup, store, style_of(settings), Policy(64))
     tablet = Tablet(0, folder / "tablet-0")
     interests, raw = [], 0
     for start in range(0, USERS, BATCH):
