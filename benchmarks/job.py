@@ -1,0 +1,141 @@
+"""One worker, the whole job on a CPU, catching up: events/s by encoder and by number of users, whose windows are full from the start.
+
+python -m benchmarks.job --users 1 10 100000 1000000 --events 40000
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import uvloop
+
+from benchmarks.common import ITEMS, bench, events, kafka, record, send, working
+from benchmarks.disk import windows
+from schemas.items import item_key
+from streams.sending import partition_of
+from streams.tablets import Tablet
+from streams.worker import Worker
+
+USERS, EVENTS, LENGTH, LOT = (1, 10, 100_000, 1_000_000), 40_000, 32, 5000
+
+
+class Measured(NamedTuple):
+    """Of one catching up."""
+
+    per_s: float
+    """Events a second."""
+    cpu_us: float
+    """CPU of the worker's process for each event, µs."""
+    broker_us: float
+    """CPU of the broker for each event, µs; 0 where its process is not known."""
+
+
+def fresh(name: str, folder: Path, length: int = LENGTH) -> str:
+    """The folder of a bundle of a preset with fresh weights."""
+    out = folder / f"fresh-{name}-{length}"
+    if not out.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.fresh", name, str(length), str(out)], check=True)
+    return str(out)
+
+
+def fill(folder: Path, users: int, partitions: int) -> None:
+    """Full windows for all users, in the tablets of a worker that has not started yet."""
+    r, keys = np.random.default_rng(0), np.array([item_key(f"shop:i{n}") for n in range(ITEMS)], np.uint64)
+    tablets = [Tablet(p, folder / f"tablet-{p}") for p in range(partitions)]
+    for start in range(0, users, LOT):
+        names = [f"u{n}".encode() for n in range(start, min(users, start + LOT))]
+        rows: list[list[tuple[bytes, bytes | None]]] = [[] for _ in tablets]
+        for name, window in zip(names, windows(len(names), r, keys), strict=True):
+            rows[partition_of(name, partitions)].append((name, window))
+        for tablet, mine in zip(tablets, rows, strict=True):
+            tablet.write(mine)
+    for tablet in tablets:
+        tablet.flush()
+        tablet.close()
+
+
+def linked(source: Path, target: Path) -> None:
+    """A copy of tablets; RocksDB never changes a table's file, so that these are shared."""
+
+    def copy(a: str, b: str) -> None:
+        if a.endswith(".sst"):
+            os.link(a, b)
+        else:
+            shutil.copy2(a, b)
+
+    for tablet in source.glob("tablet-*"):
+        shutil.copytree(tablet, target / tablet.name, copy_function=copy)
+
+
+async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = None) -> Measured:
+    """What a worker takes for the events that wait, from its first batch on."""
+
+    def cpu(process: psutil.Process | None) -> float:
+        return sum(process.cpu_times()[:2]) if process else 0.0
+
+    value, me = worker.metrics.value, psutil.Process()
+    while not value("currents_folded_total"):
+        if worker.failed.done():
+            await worker.failed
+        await asyncio.sleep(0.005)
+    began, before, own, its = time.perf_counter(), value("currents_folded_total"), cpu(me), cpu(broker)
+    while value("currents_folded_total") < total:
+        if worker.failed.done():
+            await worker.failed
+        await asyncio.sleep(0.01)
+    done = total - before
+    took, own, its = time.perf_counter() - began, cpu(me) - own, cpu(broker) - its
+    return Measured(done / took, own / done * 1e6, its / done * 1e6)
+
+
+async def measure(
+    bootstrap: str, encoder: str, users: int, total: int, filled: Path | None, broker: psutil.Process | None = None, **sections: dict[str, Any]
+) -> Measured:
+    """Send first, then start a worker whose tablets are there already."""
+    async with bench(bootstrap, encoding={"encoder": encoder, "device": "cpu"}, **sections) as settings:
+        if filled is not None:
+            linked(filled, Path(settings.worker.data_dir))
+        await send(settings, settings.platforms[0].topic, events(total, users))
+        async with working(settings) as worker:
+            return await caught_up(worker, total, broker)
+
+
+def main() -> None:
+    """Every number of users with every preset."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--users", type=int, nargs="+", default=USERS)
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--presets", nargs="+", default=("s", "xs"))
+    a = parser.parse_args()
+    figures: dict[str, dict[str, int]] = {f"preset {name}": {} for name in a.presets}
+    cpu: dict[str, dict[str, float]] = {f"preset {name}": {} for name in a.presets}
+    with tempfile.TemporaryDirectory(prefix="currents-bench-") as tmp, kafka() as bootstrap:
+        folder = Path(tmp)
+        bundles = {name: fresh(name, folder) for name in a.presets}
+        for users in a.users:
+            filled = folder / f"users-{users}"
+            fill(filled, users, 4)
+            for name, bundle in bundles.items():
+                found = uvloop.run(measure(bootstrap, bundle, users, a.events, filled))
+                figures[f"preset {name}"][f"{users:,} users"] = round(found.per_s)
+                cpu[f"preset {name}"][f"{users:,} users"] = round(found.cpu_us, 1)
+                print(name, users, found, flush=True)
+            shutil.rmtree(filled)
+    note = (
+        f"{a.events:,} events, windows of 64 full from the start, the encoder reads {LENGTH}; bundles with fresh weights, ONNX Runtime, one thread; "
+        "goal 5,000 with S and 10,000 with XS, flat"
+    )
+    record("job", figures, "events/s in one worker, catching up", note, cpu_us_an_event=cpu)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Two `currents worker` processes on two cores against one, with the broker beside them: python -m benchmarks.processes --workers 1 2."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.common import bench, events, kafka, median, record, send
+from streams.settings import Settings
+from tests.kafka.processes import WorkerProcess, wait_for
+
+COUNTS, EVENTS, USERS, RUNS = (1, 2), 300_000, 20_000, 2
+CONFIG = """
+[kafka]
+bootstrap = {bootstrap}
+[worker]
+prefix = {prefix}
+partitions = {partitions}
+[encoding]
+encoder = {encoder}
+device = "cpu"
+[[platforms]]
+name = "shop"
+code = 1
+preset = "plain"
+shared_ids = true
+topic = {topic}
+items_topic = {items}
+"""
+
+
+def config(settings: Settings, folder: Path) -> Path:
+    """The settings of this run as a file for processes."""
+    shop, w = settings.platforms[0], settings.worker
+    values: dict[str, Any] = {
+        "bootstrap": settings.kafka.bootstrap, "prefix": w.prefix, "partitions": w.partitions, "encoder": settings.encoding.encoder,
+        "topic": shop.topic, "items": shop.items_topic,
+    }  # fmt: skip
+    path = folder / f"{w.prefix}.toml"
+    path.write_text(CONFIG.format(**{k: json.dumps(v) for k, v in values.items()}))
+    return path
+
+
+@contextlib.contextmanager
+def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[WorkerProcess]]:
+    """Processes that share the tablets evenly."""
+    path, found = config(settings, folder), list[WorkerProcess]()
+    try:
+        for n in range(count):
+            found.append(WorkerProcess(folder, path, f"{settings.worker.prefix}-{n}"))
+        share = settings.worker.partitions / count
+        wait_for("an even share of the tablets", lambda: all(w.is_ready() and value(w, "currents_tablets") == share for w in found))
+        yield found
+    finally:
+        for w in found:
+            w.process.terminate()
+        for w in found:
+            w.process.wait()
+
+
+def value(worker: WorkerProcess, name: str) -> float:
+    """Sum of a metric of a worker."""
+    families = text_string_to_metric_families(worker.get("/metrics").text)
+    return sum(s.value for f in families for s in f.samples if s.name == name)
+
+
+async def measure(bootstrap: str, folder: Path, count: int, total: int, encoder: str) -> tuple[float, float]:
+    """(events/s of all together once everything is sent, CPU of the workers for an event in µs)."""
+    async with bench(bootstrap, encoding={"encoder": encoder}) as settings:
+        rows = list(events(total, USERS))
+        with workers(settings, folder, count) as them:
+            processes = [psutil.Process(w.process.pid) for w in them]
+
+            def look() -> tuple[float, float, float]:
+                cpu = sum(sum(p.cpu_times()[:2]) for p in processes)
+                return time.perf_counter(), sum(value(w, "currents_folded_total") for w in them), cpu
+
+            await send(settings, settings.platforms[0].topic, rows)
+            began, before, cpu = look()
+            while (now := look())[1] < total:
+                if any(w.process.poll() is not None for w in them):
+                    raise RuntimeError(f"a worker ended: {them[0].says()[-2000:]}")
+                await asyncio.sleep(0.1)
+            done = total - before
+            return done / (now[0] - began), (now[2] - cpu) / done * 1e6
+
+
+def main() -> None:
+    """The median of some runs of each, in turn; and how much more two do than one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workers", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--encoder", default="demo")
+    a = parser.parse_args()
+    runs: dict[int, list[tuple[float, float]]] = {n: [] for n in a.workers}
+    with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
+        for _ in range(a.runs):
+            for n in a.workers:
+                runs[n].append(uvloop.run(measure(bootstrap, Path(folder), n, a.events, a.encoder)))
+                print(n, runs[n][-1], flush=True)
+    figures: dict[str, float] = {f"{n} processes": median(r[0] for r in found) for n, found in runs.items()}
+    first, last = a.workers[0], a.workers[-1]
+    figures[f"{last} over {first}"] = round(figures[f"{last} processes"] / figures[f"{first} processes"], 2)
+    note = f"{a.events:,} events of {USERS:,} users, encoder {a.encoder}, `currents worker` processes, Apache Kafka on the same cores; goal 1.3"
+    cpu = {f"{n} processes": round(min(r[1] for r in found), 1) for n, found in runs.items()}
+    record("processes", figures, "events/s of all together, from when all is sent", note, cpu_us_an_event=cpu)
+
+
+if __name__ == "__main__":
+    main()
