@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import msgpack
 import numpy as np
 from rocksdict import WriteBatch
 
@@ -14,11 +13,10 @@ from encoder.towers import Tower
 from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import pack_vector, unpack_vector
+from streams.portrait import action_begins, interest_begins
 from streams.storage import StorageError, close, failure, open_db, scan, sound
 
 log = logging.getLogger("currents.items")
-_pack = msgpack.Packer().pack
-_ITEM, _TITLE = _pack("item"), _pack("title")
 _LOADED = 10_000  # rows applied at once while loading
 
 
@@ -42,9 +40,9 @@ class ItemStore:
         self.space_id = space_id
         self.table = ItemTable(dims)
         self.categories = np.full((1024, MAX_CATEGORIES), -1, np.int32)  # (N, C) category numbers of each row
-        self.category_packed: list[bytes] = []
+        self.category_packed = np.full(64, b"", object)
         self.category_order = np.zeros(64, np.uint64)
-        self.item_packed: list[bytes] = [b""]
+        self.item_packed = np.full(1024, b"", object)
         self.titles: list[str] = [""]
         self.platform_rows: dict[str, list[int]] = {}
         """Platform -> rows of the table, forgotten items too."""
@@ -106,23 +104,24 @@ class ItemStore:
         row = self.table.put(key, unpack_vector(item.vector))
         if row >= len(self.categories):
             self.categories = np.concatenate([self.categories, np.full_like(self.categories, -1)])
-        if row == len(self.item_packed):
-            self.item_packed.append(b"")
+            self.item_packed = np.concatenate([self.item_packed, np.full_like(self.item_packed, b"")])
+        if row == len(self.titles):
             self.titles.append("")
             self.platform_rows.setdefault(item.item.partition(":")[0], []).append(row)
         self.categories[row] = -1
         for column, name in enumerate(item.categories[:MAX_CATEGORIES]):
             self.categories[row, column] = self._number(name)
-        self.item_packed[row] = _ITEM + _pack(item.item) + _TITLE + _pack(item.title)
+        self.item_packed[row] = action_begins(item.item, item.title)
         self.titles[row] = item.title
         return None if known else key
 
     def _number(self, category: str) -> int:
         number = self._category.setdefault(category, len(self._category))
         if number == len(self.category_packed):
-            self.category_packed.append(_pack(category))
-            if number == len(self.category_order):
-                self.category_order = np.concatenate([self.category_order, np.zeros_like(self.category_order)])
+            self.category_packed = np.concatenate([self.category_packed, np.full_like(self.category_packed, b"")])
+            self.category_order = np.concatenate([self.category_order, np.zeros_like(self.category_order)])
+        if not self.category_packed[number]:
+            self.category_packed[number] = interest_begins(category)
             self.category_order[number] = hash64(category)
         return number
 

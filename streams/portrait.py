@@ -2,13 +2,15 @@
 
 Weight of an event = weight of its behavior · rating (for `rate`, value in -1..1) · 0.5^(age / half-life), spread evenly over its item's categories.
 An interest's weight is its share of all positive interest; what sums to nothing or less is left out. Only relative ages
-matter in such a share, so a portrait is a pure function of its window and the items. The whole batch is done at once in numpy.
+matter in such a share, so a portrait is a pure function of its window and the items. The whole batch is done at once in numpy, the
+bytes too: they are laid out as an array of parts, most of which exist already, and joined user by user.
 
-Shape letters: B users, T events, P pairs of an event and a category, G groups = pairs of a user and a category.
+Shape letters: B users, T events, P pairs of an event and a category, G groups = pairs of a user and a category, K categories, N rows of items.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import msgpack
@@ -25,9 +27,9 @@ class Catalogue(Protocol):
     """What a portrait needs of the items; rows as in the item table."""
 
     categories: np.ndarray  # (N, C) int32 category numbers, -1 = none
-    category_packed: list[bytes]  # MessagePack of each category's name
-    category_order: np.ndarray  # a number for each category that depends on its name alone
-    item_packed: list[bytes]  # MessagePack of the fields item and title of each row
+    category_packed: np.ndarray  # (K,) of bytes: `interest_begins` of each category
+    category_order: np.ndarray  # (K,) a number for each category that depends on its name alone
+    item_packed: np.ndarray  # (N,) of bytes: `action_begins` of each row
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,36 @@ class Style:
     platforms: Mapping[int, str]  # names by platform code
 
 
-_NAME, _WEIGHT, _TREND = b"\x85" + _pack("name"), _pack("weight") + b"\xca", _pack("trend") + b"\xca"  # ca: float 32 follows
-_PLATFORMS, _EVIDENCE = _pack("platforms"), _pack("evidence")
-_ACTION = b"\x84"
-_BEHAVIOR_PACKED = [_pack("behavior") + _pack(name) + _pack("at") + b"\xcf" for name in BEHAVIORS]  # cf: uint 64 follows
-_ARRAY = [bytes([0x90 + n]) if n < 16 else b"\xdc" + n.to_bytes(2, "big") for n in range(101)]
-_MAP = [bytes([0x80 + n]) if n < 16 else b"\xde" + n.to_bytes(2, "big") for n in range(65)]
-_USERS = 4096  # at once: what is sorted has to fit 16 bits, which numpy sorts in linear time
+def _array(n: int) -> bytes:
+    return bytes([0x90 + n]) if n < 16 else b"\xdc" + n.to_bytes(2, "big")
+
+
+def _map(n: int) -> bytes:
+    return bytes([0x80 + n]) if n < 16 else b"\xde" + n.to_bytes(2, "big")
+
+
+def interest_begins(category: str) -> bytes:
+    """The bytes of an interest up to its name."""
+    return _map(5) + bytes(_pack("name")) + bytes(_pack(category))
+
+
+def action_begins(item: str, title: str) -> bytes:
+    """The bytes of an action up to its title."""
+    return _map(4) + b"".join(map(_pack, ("item", item, "title", title)))
+
+
+_ARRAY = np.array([_array(n) for n in range(101)], object)
+_PLATFORMS = np.array([_pack("platforms") + _map(n) for n in range(257)], object)
+_EVIDENCE = np.array([_pack("evidence") + _array(n) for n in range(101)], object)
+_BEHAVIOR = np.array([_pack("behavior") + _pack(name) + _pack("at") + b"\xcf" for name in BEHAVIORS], object)  # cf: uint 64 follows
+_NUMBERS = np.dtype([("weight", "V8"), ("share", ">f4"), ("trend", "V7"), ("change", ">f4")])
+_WEIGHT, _TREND = np.void(_pack("weight") + b"\xca"), np.void(_pack("trend") + b"\xca")  # ca: float 32 follows
+_USERS = 4096  # at once: what is sorted then fits 16 bits, almost always
 
 
 def interests(features: Features, catalogue: Catalogue, style: Style) -> list[bytes]:
     """B windows -> the field `interests` of each profile, a MessagePack array, strongest first."""
-    if len(features.lengths) <= _USERS and len(catalogue.category_packed) < 1 << 16:
+    if len(features.lengths) <= _USERS:
         return _interests(features, catalogue, style)
     out: list[bytes] = []
     for a in range(0, len(features.lengths), _USERS):
@@ -67,7 +87,10 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     named = categories >= 0
     pair_event, column = np.nonzero(named)
     category = categories[pair_event, column]
-    order = _sorted(category)
+    present = np.flatnonzero(np.bincount(category)) if category.size else category
+    place = np.zeros(len(catalogue.category_order), int)  # of a category's name among those present: not of its number, which is chance
+    place[present[np.argsort(catalogue.category_order[present])]] = np.arange(len(present))
+    order = _sorted(place[category])
     order = order[_sorted(users[pair_event[order]])]
     pair_event, category = pair_event[order], category[order]
     pair_weight = (weight / np.maximum(named.sum(1), 1))[pair_event]
@@ -82,8 +105,8 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     share = _share(total, user)
 
     kept = np.flatnonzero(total > 0)
-    name = catalogue.category_order[category[start]]  # among equals, so that a portrait does not depend on which category came first
-    kept = kept[np.lexsort((name[kept], -total[kept], user[kept]))]
+    kept = kept[np.argsort(-total[kept], kind="stable")]  # equals stay in the order of their names
+    kept = kept[_sorted(user[kept])]
     kept = kept[_rank(user[kept]) < style.interests]
     number = np.full(len(start), -1)
     number[kept] = np.arange(len(kept))
@@ -91,26 +114,48 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     pairs = np.flatnonzero((of_pair >= 0) & (pair_weight > 0))[::-1]  # newer actions first
     of_pair, pair_event, pair_weight = of_pair[pairs], pair_event[pairs], pair_weight[pairs]
 
-    evidence = _evidence(of_pair, pair_event, pair_weight, rows, items, catalogue, style.evidence, len(kept))
-    platforms = _platforms(of_pair, pair_weight, rows["platform"][pair_event], style, len(kept))
-    names = category[start][kept].tolist()
-    shares, trends = share[kept].astype(">f4").tobytes(), trend[kept].astype(">f4").tobytes()
-    packed = catalogue.category_packed
-    out, g = [], 0
-    for n in np.bincount(user[kept], minlength=len(features.lengths)).tolist():
-        parts = [_ARRAY[n]]
-        for k in range(g, g + n):
-            a, b = 4 * k, 4 * k + 4
-            parts += (_NAME, packed[names[k]], _WEIGHT, shares[a:b], _TREND, trends[a:b], _PLATFORMS, platforms[k], _EVIDENCE, evidence[k])
-        g += n
-        out.append(b"".join(parts))
+    owner = user[kept]
+    numbers = np.empty(len(kept), _NUMBERS)
+    numbers["weight"], numbers["share"], numbers["trend"], numbers["change"] = _WEIGHT, share[kept], _TREND, trend[kept]
+    group, platform, part = _platforms(of_pair, pair_weight, rows["platform"][pair_event], style, len(kept))
+    proof = _evidence(of_pair, pair_weight, items[pair_event], style.evidence)
+    proved, acted = of_pair[proof], pair_event[proof]
+
+    # Parts: an array's header for each user; then for each interest its name, numbers, header of platforms, each one's name and share,
+    # header of evidence, each action's item, behavior and time.
+    platforms, actions = np.bincount(group, minlength=len(kept)), np.bincount(proved, minlength=len(kept))
+    size = 4 + 2 * platforms + 3 * actions
+    of_user = np.bincount(owner, size, minlength=len(features.lengths)).astype(int) + 1
+    ends = np.cumsum(of_user)
+    at = np.cumsum(size) - size + owner + 1
+    parts = np.empty(ends[-1], object)
+    parts[ends - of_user] = _ARRAY[np.bincount(owner, minlength=len(of_user))]
+    parts[at] = catalogue.category_packed[category[start][kept]]
+    parts[at + 1] = _bytes(numbers)
+    parts[at + 2] = _PLATFORMS[platforms]
+    parts[at + 3 + 2 * platforms] = _EVIDENCE[actions]
+    where = at[group] + 3 + 2 * _rank(group)
+    parts[where] = platform
+    parts[where + 1] = _bytes(part.astype(">f4"))
+    where = (at + 4 + 2 * platforms)[proved] + 3 * _rank(proved)
+    parts[where] = catalogue.item_packed[items[acted]]
+    parts[where + 1] = _BEHAVIOR[rows["behavior"][acted]]
+    parts[where + 2] = _bytes(rows["ts_ms"][acted].astype(">u8"))
+    flat = parts.tolist()
+    return [b"".join(flat[a:b]) for a, b in pairwise((0, *ends.tolist()))]
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """(n,) of anything -> (n,) of each one's bytes."""
+    out: np.ndarray = values.view(f"V{values.itemsize}").astype(object)
     return out
 
 
 def _events(features: Features, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Known events of all windows: user, place in the window, row, item, weight."""
-    users, events = np.nonzero(features.mask & (features.items != UNKNOWN))
-    rows, items = features.rows[users, events], features.items[users, events]
+    at = np.flatnonzero(features.mask & (features.items != UNKNOWN))
+    users, events = np.divmod(at, features.items.shape[1])
+    rows, items = features.rows.reshape(-1)[at], features.items.reshape(-1)[at]
     last = features.rows["ts_ms"][np.arange(len(features.lengths)), np.maximum(features.lengths - 1, 0)]
     weight = style.weights[rows["behavior"]] * np.exp2((rows["ts_ms"] - last[users]) / style.half_life_ms)
     rated = (rows["behavior"] == _RATE) & np.isfinite(rows["value"])
@@ -126,9 +171,9 @@ def _share(total: np.ndarray, user: np.ndarray) -> np.ndarray:
     return out
 
 
-def _sorted(small: np.ndarray) -> np.ndarray:
-    """Stable argsort of numbers below 2^16: numpy sorts these by radix."""
-    return np.argsort(small.astype(np.uint16), kind="stable")
+def _sorted(numbers: np.ndarray) -> np.ndarray:
+    """Stable argsort of numbers from 0 on, which below 2^16 numpy sorts by radix."""
+    return np.argsort(numbers.astype(np.uint16) if numbers.max(initial=0) < 1 << 16 else numbers, kind="stable")
 
 
 def _rank(owner: np.ndarray) -> np.ndarray:
@@ -137,44 +182,26 @@ def _rank(owner: np.ndarray) -> np.ndarray:
     return np.arange(len(owner)) - np.repeat(first, np.diff(np.r_[first, len(owner)]))
 
 
-def _evidence(
-    of_pair: np.ndarray, event: np.ndarray, weight: np.ndarray, rows: np.ndarray, items: np.ndarray, catalogue: Catalogue, keep: int, groups: int
-) -> list[bytes]:
-    """Packed evidence of each group: its strongest actions, one for each item; among equals (to 3 digits) the newer."""
+def _evidence(of_pair: np.ndarray, weight: np.ndarray, item: np.ndarray, keep: int) -> np.ndarray:
+    """Pairs that are the evidence of each group, by group: its strongest actions, one for each item; among equals (to 3 digits) the newer."""
     order = _sorted(np.finfo(np.float16).max.view(np.uint16) - np.minimum(weight, 6e4).astype(np.float16).view(np.uint16))
-    order = order[_sorted(of_pair[order])] if groups < 1 << 16 else order[np.argsort(of_pair[order], kind="stable")]
-    order = order[_rank(of_pair[order]) < 4 * keep]  # room for actions on one item
-    event = event[order]
-    times = rows["ts_ms"][event].astype(">u8").tobytes()
-    behaviors, names = rows["behavior"][event].tolist(), items[event].tolist()
-    packed, out, at = catalogue.item_packed, [], 0
-    for n in np.bincount(of_pair[order], minlength=groups).tolist():
-        chosen: dict[int, int] = {}
-        for k in range(at, at + n):
-            if len(chosen) == keep:
-                break
-            chosen.setdefault(names[k], k)
-        parts = [_ARRAY[len(chosen)]]
-        for item, k in chosen.items():
-            parts += (_ACTION, packed[item], _BEHAVIOR_PACKED[behaviors[k]], times[8 * k : 8 * k + 8])
-        at += n
-        out.append(b"".join(parts))
+    order = order[_sorted(of_pair[order])]
+    rank = _rank(of_pair[order])
+    order, rank = order[rank < 4 * keep], rank[rank < 4 * keep]  # room for actions on one item
+    group, item = of_pair[order], item[order]
+    again = np.zeros(len(order), bool)  # an action on an item that a stronger one of the group is on
+    for back in range(1, int(rank.max(initial=0)) + 1):
+        again[back:] |= (item[back:] == item[:-back]) & (group[back:] == group[:-back])
+    order, group = order[~again], group[~again]
+    out: np.ndarray = order[_rank(group) < keep]
     return out
 
 
-def _platforms(of_pair: np.ndarray, weight: np.ndarray, code: np.ndarray, style: Style, groups: int) -> list[bytes]:
-    """Packed share of each platform in each group."""
+def _platforms(of_pair: np.ndarray, weight: np.ndarray, code: np.ndarray, style: Style, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups, packed names of their platforms, each one's share; by group."""
     codes, column = np.unique(code, return_inverse=True)
     share = np.bincount(of_pair * len(codes) + column, weight, minlength=len(codes) * groups).reshape(groups, len(codes))
     share = share / share.sum(1, keepdims=True)
     group, column = np.nonzero(share)
-    values, columns = share[group, column].astype(">f4").tobytes(), column.tolist()
-    names = [_pack(style.platforms.get(c, f"platform-{c}")) + b"\xca" for c in codes.tolist()]
-    out, at = [], 0
-    for n in np.bincount(group, minlength=groups).tolist():
-        parts = [_MAP[n]]
-        for k in range(at, at + n):
-            parts += (names[columns[k]], values[4 * k : 4 * k + 4])
-        at += n
-        out.append(b"".join(parts))
-    return out
+    names = np.array([_pack(style.platforms.get(c, f"platform-{c}")) + b"\xca" for c in codes.tolist()], object)
+    return group, names[column], share[group, column]

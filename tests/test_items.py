@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgpack
 import numpy as np
 
 from encoder.features import UNKNOWN, ItemTable
@@ -10,6 +9,7 @@ from schemas.items import Item, ItemVector, encode_item_vector, item_key
 from schemas.profiles import pack_vector
 from schemas.windows import DTYPE, VERSION
 from streams.items import ItemStore, item_rows
+from streams.portrait import action_begins, interest_begins
 from streams.restore import awaited
 
 TP = ("item-vectors", 0)
@@ -37,9 +37,10 @@ def test_apply_and_load(tmp_path: Path) -> None:
     one, two, none = again.index(["a:1", "a:2", "a:9"])
     assert none == UNKNOWN
     np.testing.assert_allclose(again.table.vectors[one], [0.6, 0.8], atol=1e-3)
-    names = [msgpack.unpackb(n) for n in again.category_packed]
-    assert [names[c] for c in again.categories[one] if c >= 0] == ["Kitchen", "Mugs"]
-    assert [names[c] for c in again.categories[two] if c >= 0] == ["Kitchen"]
+    packed = again.category_packed
+    assert [packed[c] for c in again.categories[one] if c >= 0] == [interest_begins("Kitchen"), interest_begins("Mugs")]
+    assert [packed[c] for c in again.categories[two] if c >= 0] == [interest_begins("Kitchen")]
+    assert again.item_packed[two] == action_begins("a:2", "A:2")
     assert again.titles[two] == "A:2"
     again.close()
 
@@ -62,7 +63,8 @@ def test_many(tmp_path: Path) -> None:
     for start in range(0, 3000, 1000):
         store.apply([r for n in range(start, start + 1000) for r in rows(f"a:{n}", categories=(f"C{n}",))], TP, start)
     last = store.index(["a:2999"])[0]
-    assert msgpack.unpackb(store.category_packed[store.categories[last][0]]) == "C2999"
+    assert store.category_packed[store.categories[last][0]] == interest_begins("C2999")
+    assert store.item_packed[last] == action_begins("a:2999", "A:2999")
     assert len(set(store.category_order[:3000].tolist())) == 3000
     store.close()
 
