@@ -3,7 +3,8 @@
 Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first; `docs/changelog.md` describes every field.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgpack
@@ -81,17 +82,57 @@ _V = bytes([0x80 + 2 + len(_HEAD)]) + _packer.pack("v") + _packer.pack(VERSION) 
 def encode_profile(profile: Profile) -> bytes:
     """Profile -> bytes of `currents.profiles`."""
     *head, interests = msgspec.structs.astuple(profile)
-    return pack_profile(head, bytes(_packer.pack(msgspec.to_builtins(interests))))
-
-
-def pack_profile(head: Sequence[object], interests: bytes) -> bytes:
-    """The fields of Profile in order, but for interests, which are already a packed array -> bytes of `currents.profiles`."""
     parts = [_V]
     for name, value in zip(_HEAD, head, strict=True):
         parts += (name, _packer.pack(value))
-    return b"".join((*parts, _INTERESTS, interests))
+    return b"".join((*parts, _INTERESTS, _packer.pack(msgspec.to_builtins(interests))))
 
 
+def pack_profiles(
+    users: Sequence[bytes],
+    updated_at: int,
+    last_event_at: np.ndarray,
+    received_at: np.ndarray,
+    events: np.ndarray,
+    unknown_items: np.ndarray,
+    made_by: Iterable[bytes],
+    vectors: Iterable[bytes],
+    interests: Iterable[bytes],
+) -> list[bytes]:
+    """Many profiles at once, each as by `encode_profile`. (n,) of each field but `updated_at`; `made_by`: `pack_maker` of who made a vector.
+
+    `users` are user_ids in UTF-8, `interests` packed arrays.
+    """
+    user_id, updated, last, received, count, unknown, *_ = _HEAD
+    begin = _V + user_id
+    sizes = list(map(len, users))
+    head = {n: begin + _packer.pack("x" * n)[: -n or None] for n in set(sizes)}  # up to the text itself
+    parts = zip(
+        map(head.__getitem__, sizes), users, repeat(updated + _packer.pack(updated_at) + last), _numbers(last_event_at),
+        repeat(received), _numbers(received_at), repeat(count), _numbers(events), repeat(unknown), _numbers(unknown_items),
+        made_by, vectors, repeat(_INTERESTS), interests,
+    )  # fmt: skip
+    return list(map(b"".join, parts))
+
+
+def pack_maker(encoder_version: str, space_id: str, dims: int) -> bytes:
+    """The fields `encoder_version` to `vector`, up to the vector's own bytes."""
+    vector = bytes(2 * dims)
+    values = (encoder_version, space_id, dims, VECTOR_TYPE, vector)
+    return b"".join(name + _packer.pack(v) for name, v in zip(_HEAD[-len(values) :], values, strict=True))[: -len(vector) or None]
+
+
+def _numbers(values: np.ndarray) -> list[bytes]:
+    """(n,) integers, packed."""
+    if len(values) and values.min() >= 1 << 32:  # times of our days: uint 64 all of them
+        packed = np.empty(len(values), [("kind", "u1"), ("value", ">u8")])
+        packed["kind"], packed["value"] = 0xCF, values
+        out: list[bytes] = packed.view("V9").tolist()
+        return out
+    return [_packer.pack(v) if v >> 7 else _FIXINT[v] for v in values.tolist()]
+
+
+_FIXINT = [bytes([n]) for n in range(128)]
 _LAST, _EVENTS, _UNKNOWN, _ENCODER = (_packer.pack(name) for name in ("last_event_at", "events", "unknown_items", "encoder_version"))
 _IDS = 4400  # bytes that hold the head's first fields, the longest user_id (1024 characters) among them
 _USER = len(_V + _HEAD[0])  # where user_id's value begins

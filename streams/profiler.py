@@ -7,7 +7,7 @@ import numpy as np
 from encoder.features import UNKNOWN, Features, featurize, fitted
 from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
-from schemas.profiles import VECTOR_TYPE, pack_profile
+from schemas.profiles import pack_maker, pack_profiles
 from schemas.windows import Policy
 from streams.guard import Guard
 from streams.items import ItemStore
@@ -55,19 +55,12 @@ class Profiler:
         lineup, features = self._lineup(), featurize(windows, self._store.table, self._policy.most)
         made = self._encode(lineup, users, features, strict)
         portraits = interests(features, self._store, self._style)
-        b = np.arange(len(windows))
-        last = features.rows["ts_ms"][b, features.lengths - 1].tolist()
-        events = features.lengths.tolist()
+        last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         missing = features.mask & (features.items == UNKNOWN)
-        unknown = missing.sum(1).tolist()
-        rows = []
-        for i, user in enumerate(users):
-            encoder, vector = made[i]
-            head = (
-                user.decode(), at_ms, last[i], received[i], events[i], unknown[i],
-                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, vector,
-            )  # fmt: skip
-            rows.append(pack_profile(head, portraits[i]))
+        makers = {e: pack_maker(e.version, e.space_id, e.dims) for e in {e for e, _ in made}}
+        rows = pack_profiles(
+            users, at_ms, last, np.array(received), features.lengths, missing.sum(1), [makers[e] for e, _ in made], [v for _, v in made], portraits
+        )
         owner, at = np.nonzero(missing)
         pairs = set(zip(features.rows["item_key"][owner, at].tolist(), owner.tolist(), strict=True))
         ours = lineup.everybody()
@@ -79,7 +72,8 @@ class Profiler:
         made: dict[int, tuple[Encoder, bytes]] = {}
         for chosen, at in lineup.split(users):
             vectors, encoder = self._some(lineup, chosen, features if len(at) == len(users) else features.take(at), strict)
-            made |= {i: (encoder, v.tobytes()) for i, v in zip(at.tolist(), vectors.astype("<f2"), strict=True)}
+            packed = np.ascontiguousarray(vectors, "<f2").view(f"V{2 * vectors.shape[1]}")[:, 0].tolist()
+            made |= {i: (encoder, v) for i, v in zip(at.tolist(), packed, strict=True)}
         return [made[i] for i in range(len(users))]
 
     def _some(self, lineup: Lineup, chosen: Encoder, features: Features, strict: bool) -> tuple[np.ndarray, Encoder]:

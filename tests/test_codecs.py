@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_letter
 from schemas.events import BEHAVIORS, MAX_TS_MS, MAX_VALUE, Event, canonical_user, decode_event, encode_event, hash64
 from schemas.items import Item, ItemVector, clip_categories, content, decode_item_vector, encode_item_vector, item_key
-from schemas.profiles import Evidence, Interest, Profile, decode_profile, encode_profile, pack_vector, unpack_vector
+from schemas.profiles import Evidence, Interest, Profile, decode_profile, encode_profile, pack_maker, pack_profiles, pack_vector, unpack_vector
 from schemas.releases import Release, decode_release, encode_release
 
 EVENT = Event(1, "u1", 1_767_323_045_678, 2**64 - 1, 3, 11, "sku-1", "a1", 18.5, None, "events.shop", 2, 99)
@@ -55,6 +55,22 @@ CODECS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any], Any, str
         "a77265747261696ea3776879ab6761746520706173736564a76d65747269637381a56872403130cb3fe0000000000000",
     ),
 }  # fmt: skip
+
+
+ROWS = st.tuples(
+    st.text(max_size=300), st.integers(0, MAX_TS_MS), st.sampled_from([0, 2**32 - 1, 2**32, MAX_TS_MS]), st.integers(0, 70_000), st.integers(0, 300)
+)  # fmt: skip
+
+
+@given(st.lists(ROWS, min_size=1, max_size=5), st.sampled_from([1, 127, 128, 192]))
+def test_many_profiles(rows: list[tuple[str, int, int, int, int]], dims: int) -> None:
+    """Many profiles packed at once are each the bytes of one alone."""
+    vectors = [pack_vector(np.full(dims, n)) for n in range(len(rows))]
+    one = [encode_profile(Profile(u, 7, a, b, n, k, "v", "s", dims, "float16-le", v)) for (u, a, b, n, k), v in zip(rows, vectors, strict=True)]
+    users, *numbers = zip(*rows, strict=True)
+    columns = [np.array(c) for c in numbers]
+    maker, n = pack_maker("v", "s", dims), len(rows)
+    assert pack_profiles([u.encode() for u in users], 7, *columns, [maker] * n, vectors, [b"\x90"] * n) == one
 
 
 @pytest.mark.parametrize("name", CODECS)
