@@ -97,11 +97,8 @@ class Features:
         """The newest max_len events of each window."""
         if self.items.shape[1] <= max_len:
             return self
-        lengths = np.minimum(self.lengths, max_len)
-        at = np.minimum((self.lengths - lengths)[:, None] + np.arange(max_len), self.items.shape[1] - 1)  # (B, max_len)
-        mask = np.arange(max_len) < lengths[:, None]
-        rows = np.where(mask, np.take_along_axis(self.rows, at, 1), np.zeros((), self.rows.dtype))
-        return Features(rows, np.where(mask, np.take_along_axis(self.items, at, 1), UNKNOWN), lengths, mask)
+        keep = self.mask & (np.arange(self.items.shape[1]) >= (self.lengths - max_len)[:, None])
+        return padded(self.rows[keep], self.items[keep], np.minimum(self.lengths, max_len))
 
     def take(self, users: np.ndarray) -> "Features":
         """Some of the windows, padded to the longest of them."""

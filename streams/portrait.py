@@ -72,6 +72,8 @@ _USERS = 4096  # at once: what is sorted then fits 16 bits, almost always
 
 def interests(features: Features, catalogue: Catalogue, style: Style) -> list[bytes]:
     """B windows -> the field `interests` of each profile, a MessagePack array, strongest first."""
+    if not style.interests:
+        return [_ARRAY[0]] * len(features.lengths)
     if len(features.lengths) <= _USERS:
         return _interests(features, catalogue, style)
     out: list[bytes] = []
@@ -95,7 +97,7 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     pair_event, category = pair_event[order], category[order]
     pair_weight = (weight / np.maximum(named.sum(1), 1))[pair_event]
     pair_user = users[pair_event]
-    if not pair_event.size or not style.interests:
+    if not pair_event.size:
         return [_ARRAY[0]] * len(features.lengths)
     start = np.flatnonzero(np.r_[True, (category[1:] != category[:-1]) | (pair_user[1:] != pair_user[:-1])])
     user = pair_user[start]
