@@ -26,6 +26,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from streams.faults import point
+from streams.records import light
 
 log = logging.getLogger("currents.batches")
 
@@ -60,8 +61,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
     async def on_start(self) -> None:
-        """Note when the group last heard of this worker."""
+        """Fetch light records, and note when the group last heard of this worker."""
         await super().on_start()
+        light(self._consumer)
         coordinator = self._consumer._coordinator
         heartbeat = coordinator._do_heartbeat
 

@@ -16,13 +16,14 @@ from encoder.features import UNKNOWN, ItemTable
 from schemas.profiles import is_by, is_of, unknown_items
 from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.faults import point
+from streams.records import LightConsumer
 from streams.settings import Kafka
 from streams.stopping import stop
 from streams.tablets import FALLBACK, STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
 CHUNK = 20_000  # records of one read
-FETCH_BYTES = 8 << 20
+FETCH_BYTES = 1 << 20  # of a partition at once: larger ones are slower, for every one is memory that is new to the process
 NOTHING_MS = 10
 """How long a restore waits for rows before it asks whether there are any: most find none, and the tablet's users wait for it."""
 _ROW = struct.Struct(f"{ROW_BYTES}s")
@@ -33,8 +34,8 @@ def reader(kafka: Kafka, reset: str = "earliest", wait_ms: int = 100) -> AIOKafk
 
     `reset`: what an offset that the log does not have leads to. `wait_ms`: how long the broker holds a fetch that finds nothing.
     """
-    return AIOKafkaConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
-                            max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=wait_ms)  # fmt: skip
+    return LightConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
+                         max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=wait_ms)  # fmt: skip
 
 
 def aio_config(kafka: Kafka) -> dict[str, Any]:
