@@ -17,8 +17,24 @@ LONGEST_STALL_S = 30 * 86_400.0
 """A worker whose encoder fails fetches nothing meanwhile. After this time it would leave the group, and join again only once it fetches."""
 HEARTBEAT_S = 0.5
 """A worker hears of a rebalance at its next heartbeat; until then the tablets of one that left have nobody."""
-Handle = Callable[[list[RecordBatch]], Awaitable[list[RecordBatch]]]
-"""Does everything that some batches ask for, in order; returns those that may be acked: not those of a passed generation."""
+Finish = asyncio.Task[list[RecordBatch]]
+"""Gives the batches that may be acked: not those of a passed generation."""
+Handle = Callable[[list[RecordBatch]], Awaitable[Finish]]
+"""Does what some batches ask for, in order. Once it returns the next ones may be handled, while what is left to do for these is under way."""
+
+
+def first(error: BaseException) -> BaseException:
+    """Of a group of errors, and of groups in it, the first."""
+    return first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def nothing() -> Finish:
+    """Nothing is left to do, and nothing may be acked."""
+
+    async def none() -> list[RecordBatch]:
+        return []
+
+    return asyncio.create_task(none())
 
 
 def make_app(settings: Settings, url: str) -> BatchApp:
@@ -59,30 +75,45 @@ def make_app(settings: Settings, url: str) -> BatchApp:
 def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records: int) -> None:
     """An agent that hands the record batches of a topic to `handle`, all that wait at once, and acks them afterwards. An exception crashes the app.
 
-    While one lot is handled the next gathers, up to `max_records`: so lots grow with the backlog and shrink after it.
+    While one lot is handled the next gathers, up to `max_records`: so lots grow with the backlog and shrink after it. At most two are under way,
+    one that is handled and one that is finished; acks keep their order.
     """
 
     async def run(stream: Any) -> None:
         waiting: list[Any] = []
         changed = asyncio.Condition()
 
-        async def work() -> None:
+        async def acked(events: list[Any], finish: Finish) -> None:
+            try:
+                done = await finish
+            finally:
+                finish.cancel()
+            for event in events:
+                if event.message in done:
+                    event.ack()
+
+        async def work(finishing: asyncio.TaskGroup) -> None:
+            before: asyncio.Task[None] | None = None
             while True:
                 async with changed:
                     await changed.wait_for(lambda: waiting)
                     events, waiting[:] = waiting[:], []
                     changed.notify_all()
-                done = await handle([e.message for e in events])
-                for event in events:
-                    if event.message in done:
-                        event.ack()
+                finish = await handle([e.message for e in events])
+                try:
+                    if before is not None:
+                        await before
+                except BaseException:
+                    finish.cancel()
+                    raise
+                before = finishing.create_task(acked(events, finish))
 
         async def guarded() -> None:
             try:
-                await work()
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
+                async with asyncio.TaskGroup() as finishing:
+                    await work(finishing)
+            except* Exception as errors:
+                error = first(errors)
                 log.error("%s: %s", name, error)
                 await app.crash(error)
 

@@ -1,6 +1,7 @@
 """Agents: a platform's records → unified events, and a platform's items → item vectors. What cannot be used becomes a dead letter."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -74,6 +75,14 @@ def map_items(records: Sequence[Any], mapper: Mapper, platform: str, tower: Towe
     return out
 
 
+@dataclass
+class _Line:
+    """One topic of a platform: its rows are mapped, and then sent, by one batch at a time."""
+
+    mapping: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Normaliser:
     """Everything between a record batch of a platform and its acknowledged rows."""
 
@@ -82,12 +91,12 @@ class Normaliser:
         self._events, self._vectors, self._dead = settings.topic("events"), settings.topic("item-vectors"), settings.topic("dead-letters")
         self._mappers = mappers(settings)
         self._tower, self._sender, self._metrics, self._pool = tower, sender, metrics, pool
+        self._lines: dict[tuple[str, str], _Line] = defaultdict(_Line)
 
     async def events(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Map and send; returns when every row is acknowledged."""
         records = [r for b in batches for r in b.value]
-        mapped = await self._run(map_events, records, self._mappers[platform], platform)
-        await self._send(self._events, mapped)
+        mapped = await self._through("events", platform, self._events, map_events, records, self._mappers[platform], platform)
         m = self._metrics
         m.received.labels(platform).inc(len(records))
         m.events.labels(platform).inc(len(mapped.rows))
@@ -96,19 +105,26 @@ class Normaliser:
     async def items(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Embed and send; returns when every row is acknowledged."""
         records = [r for b in batches for r in b.value]
-        mapped = await self._run(map_items, records, self._mappers[platform], platform, self._tower)
-        await self._send(self._vectors, mapped)
+        mapped = await self._through("items", platform, self._vectors, map_items, records, self._mappers[platform], platform, self._tower)
         self._metrics.items.labels(platform).inc(len(mapped.rows))
+
+    async def _through(self, kind: str, platform: str, topic: str, function: Any, *arguments: Any) -> Mapped:
+        """Map, then send. While rows are on their way the next ones are mapped; they are sent in the order of the calls."""
+        line = self._lines[kind, platform]
+        async with line.mapping:
+            mapped: Mapped = await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+            await line.sending.acquire()
+        try:
+            await self._send(topic, mapped)
+        finally:
+            line.sending.release()
+        return mapped
 
     async def _send(self, topic: str, mapped: Mapped) -> None:
         letters: list[Row] = [(d.key, encode_dead_letter(d), d.at) for d in mapped.dead]
         await self._sender.send_all({topic: by_partition(mapped.rows, self._partitions), self._dead: by_partition(letters, self._partitions)})
         for d in mapped.dead:
             self._metrics.dead.labels(d.platform, d.reason).inc()
-
-    async def _run(self, function: Any, *arguments: Any) -> Mapped:
-        result: Mapped = await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-        return result
 
 
 def mappers(settings: Settings) -> dict[str, Mapper]:

@@ -13,9 +13,9 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rocksdict import Cache, WriteBatch
 
@@ -31,14 +31,19 @@ FALLBACK = bytes(8)
 """Key of `waiting` for users who wait for the encoder."""
 FLUSH_S = 600.0
 _META = struct.Struct(">qq")
+T = TypeVar("T")
 
 
 class Tablet:
-    """One partition's tables. Writes happen under `lock`, by one batch at a time."""
+    """One partition's tables. Rows are made and written under `lock`, by one batch at a time, and published under `publishing`, in that order.
+
+    Who has written takes `publishing` before letting `lock` go: so the next batch is folded while the rows of the one before are on their way.
+    """
 
     def __init__(self, partition: int, path: Path, cache: Cache | None = None, write_buffer_bytes: int = 8 << 20) -> None:
         self.partition, self.path = partition, path
         self.lock = asyncio.Lock()
+        self.publishing = asyncio.Lock()
         self.restored = asyncio.Event()
         self.restoring: asyncio.Task[None] | None = None
         self.strange = False
@@ -46,6 +51,11 @@ class Tablet:
         self._db = open_db(path, cache, write_buffer_bytes, FAMILIES)
         self._cf = {f: self._db.get_column_family(f) for f in FAMILIES}
         self._handle = {f: self._db.get_column_family_handle(f) for f in FAMILIES}
+
+    async def idle(self) -> None:
+        """Wait until nothing of the tablet is being made, written or published."""
+        async with self.lock, self.publishing:
+            pass
 
     def windows(self, users: list[bytes]) -> list[bytes | None]:
         """Windows of users, None where there is none."""
@@ -152,6 +162,27 @@ class Tablet:
         self._cf.clear()
 
 
+async def in_turn(tablets: Iterable[Tablet], publishing: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Begin to publish what was written to some tablets, once what was written before is published. Call it while their `lock` is held."""
+    taken: list[asyncio.Lock] = []
+
+    def release(_: Any = None) -> None:
+        for lock in taken:
+            lock.release()
+
+    try:
+        for tablet in sorted(tablets, key=lambda t: t.partition):
+            await tablet.publishing.acquire()
+            taken.append(tablet.publishing)
+    except BaseException:
+        publishing.close()
+        release()
+        raise
+    task = asyncio.create_task(publishing)
+    task.add_done_callback(release)  # also of one that is cancelled before it began
+    return task
+
+
 class Tablets:
     """The tablets of one worker. A batch is written only by the generation that it was fetched in."""
 
@@ -178,8 +209,7 @@ class Tablets:
         for tablet in self:
             if tablet.restoring is not None:
                 await end([tablet.restoring])
-            async with tablet.lock:
-                pass
+            await tablet.idle()
 
     def assign(self, partitions: set[int], generation: int) -> list[Tablet]:
         """Close what went, open what came; returns all tablets: each is restored.

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from schemas.events import decode_event
 from schemas.items import item_name
 from schemas.profiles import decode_profile
 from schemas.windows import fold, row_of
+from streams.app import Finish, nothing
 from streams.batches import RecordBatch
 from streams.faults import point
 from streams.guard import EncoderDown
@@ -23,7 +25,7 @@ from streams.observing import Case, Observer
 from streams.profiler import Profiler
 from streams.sending import Row, Sender
 from streams.settings import Settings
-from streams.tablets import FALLBACK, Tablet, Tablets, now_ms
+from streams.tablets import FALLBACK, Tablet, Tablets, in_turn, now_ms
 
 log = logging.getLogger("currents.update")
 CHUNK = 500  # users: small, so that live events wait little
@@ -44,6 +46,16 @@ class Folded:
     unchanged: int = 0
 
 
+class Written(NamedTuple):
+    """Rows that are in RocksDB and not yet in the changelogs."""
+
+    tablets: list[Tablet]
+    rows: dict[str, dict[int, list[Row]]]
+    """By topic and partition."""
+    at_ms: int
+    generation: int | None
+
+
 class Updater:
     """Everything between a record batch of `currents.events` and its acknowledged profiles."""
 
@@ -55,41 +67,58 @@ class Updater:
         self.fell_back: Callable[[int], None] = lambda partition: None
         """Called with the partition of a tablet in which the fallback's profiles were written."""
 
-    async def batches(self, batches: Sequence[RecordBatch]) -> list[RecordBatch]:
-        """Fold record batches, of any partitions. Returns those that may be acked: one whose generation has passed is neither written nor acked.
+    async def batches(self, batches: Sequence[RecordBatch]) -> "Finish":
+        """Fold record batches, of any partitions. What it returns gives those that may be acked: one whose generation has passed is neither
+        written nor acked.
 
         1 fold and encode (thread)  2 RocksDB: windows and profiles of a tablet in one write  3 changelogs, brokers' acks awaited.
-        Rows are written also when a replay changed nothing: after a crash RocksDB can be ahead of the changelog.
+        It returns after 2: while 3 is under way the next batches are folded. Rows are written also when a replay changed nothing: after a crash
+        RocksDB can be ahead of the changelog.
         """
-        tablets = {b.partition: await self._tablets.ready(b.partition, b.generation_id) for b in batches}
+        began = time.perf_counter()
         async with contextlib.AsyncExitStack() as locks:
-            for _, tablet in sorted(tablets.items()):
-                if tablet is not None:
-                    await locks.enter_async_context(tablet.lock)
+            tablets = await self._locked(batches, locks)
             current = [b for b in batches if tablets[b.partition] is not None and b.generation_id == self._tablets.generation]
-            if not current:
-                return []
-            with self._metrics.batch_seconds.time():
-                records: dict[Tablet, list[Any]] = {}
-                for b in current:
-                    records.setdefault(tablets[b.partition], []).extend(b.value)  # type: ignore[arg-type]
-                folded = await self._patiently(self._fold, records)
-                if folded is None:
-                    return []
-                dead: dict[int, list[Row]] = {
-                    t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead
-                }
-                await self._sender.send(self._dead, dead)
-                if not await self._write(folded):
-                    return []
-            for tablet, part in folded.items():
-                self._count(records[tablet], part)
-            if self.observer is not None and (cases := [c for f in folded.values() for c in f.cases]):
-                self._pool.submit(self.observer.measure, cases)
-            return current
+            records: dict[Tablet, list[Any]] = {}
+            for b in current:
+                records.setdefault(tablets[b.partition], []).extend(b.value)  # type: ignore[arg-type]
+            folded = await self._patiently(self._fold, records) if records else None
+            if folded is None:
+                return nothing()
+            dead: dict[int, list[Row]] = {t.partition: [(d.key, encode_dead_letter(d), d.at) for d in f.dead] for t, f in folded.items() if f.dead}
+            await self._sender.send(self._dead, dead)
+            written = await self._store(folded)
+            return await in_turn(list(folded), self._finish(current, records, folded, written, began))
+
+    async def _locked(self, batches: Sequence[RecordBatch], locks: contextlib.AsyncExitStack) -> dict[int, Tablet | None]:
+        """The tablets of some batches, restored and locked; None for one whose generation has passed."""
+        while True:
+            tablets = {b.partition: await self._tablets.ready(b.partition, b.generation_id) for b in batches}
+            mine = [tablet for _, tablet in sorted(tablets.items()) if tablet is not None]
+            for tablet in mine:
+                await locks.enter_async_context(tablet.lock)
+            if all(tablet.restored.is_set() for tablet in mine):
+                return tablets
+            await locks.aclose()  # one is distrusted since: the batch before found another worker's rows in its changelog
+
+    async def _finish(
+        self, batches: list[RecordBatch], records: dict[Tablet, list[Any]], folded: dict[Tablet, Folded], written: "Written", began: float
+    ) -> list[RecordBatch]:
+        if not await self._publish(written):
+            return []
+        self._metrics.batch_seconds.observe(time.perf_counter() - began)
+        for tablet, part in folded.items():
+            self._count(records[tablet], part)
+        if self.observer is not None and (cases := [c for f in folded.values() for c in f.cases]):
+            self._pool.submit(self.observer.measure, cases)
+        return batches
 
     async def _write(self, folded: dict[Tablet, Folded]) -> bool:
         """Effects 2 and 3; False if the tablets may be another worker's by now: nothing was published."""
+        return await (await in_turn(list(folded), self._publish(await self._store(folded))))
+
+    async def _store(self, folded: dict[Tablet, Folded]) -> "Written":
+        """Effect 2."""
         at, generation = now_ms(), self._tablets.generation
         windows: dict[int, list[Row]] = {}
         profiles: dict[int, list[Row]] = {}
@@ -103,16 +132,19 @@ class Updater:
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
         point("after-rocksdb")
-        if not await self._tablets.may_publish(generation):
+        return Written(list(folded), {self._windows: windows, self._profiles: profiles}, at, generation)
+
+    async def _publish(self, written: "Written") -> bool:
+        """Effect 3."""
+        if not await self._tablets.may_publish(written.generation):
             return False
         point("in-publish")
-        sent = {self._windows: windows, self._profiles: profiles}
-        last = await self._sender.send_all(sent)
+        last = await self._sender.send_all(written.rows)
         point("after-changelog")
         for topic, parts in last.items():
-            for tablet in folded:
+            for tablet in written.tablets:
                 if (offset := parts.get(tablet.partition)) is not None:
-                    self._tablets.published(tablet, topic, len(sent[topic][tablet.partition]), offset, at)
+                    self._tablets.published(tablet, topic, len(written.rows[topic][tablet.partition]), offset, written.at_ms)
         return True
 
     def _fold(self, records: dict[Tablet, list[Any]]) -> dict[Tablet, Folded]:

@@ -14,7 +14,7 @@ from encoder.baseline import Baseline
 from encoder.features import UNKNOWN
 from encoder.runtime import Encoder
 from encoder.towers import load_tower
-from streams.app import Handle, add_agent, make_app
+from streams.app import Finish, Handle, add_agent, make_app
 from streams.batches import RecordBatch
 from streams.faults import point
 from streams.following import follow_items
@@ -92,10 +92,12 @@ class Worker:
 
     def _add_agents(self) -> None:
         def of(platform: str, work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
-            async def handle(batches: list[RecordBatch]) -> list[RecordBatch]:
-                current = [b for b in batches if b.generation_id == self.app.consumer_generation_id]
+            async def finish(current: list[RecordBatch]) -> list[RecordBatch]:
                 await work(platform, current)
                 return [b for b in current if b.generation_id == self.app.consumer_generation_id]
+
+            async def handle(batches: list[RecordBatch]) -> Finish:
+                return asyncio.create_task(finish([b for b in batches if b.generation_id == self.app.consumer_generation_id]))
 
             return handle
 
@@ -128,6 +130,7 @@ class Worker:
 
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
+        await tablet.idle()  # what was under way when the tablet was distrusted
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))
         policy, count = self.settings.encoding.policy, self.metrics.restored.inc
         by_look = self.encoder.version == self.spare.version or self.settings.releases.reencode_per_s  # whom the fallback left is found anyway
