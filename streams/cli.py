@@ -265,10 +265,18 @@ def demo(
     seed: int = 1,
     rate: Annotated[float, typer.Option(help="Events a second")] = 1000,
     users: int = 2000,
+    lifecycle: Annotated[
+        bool,
+        typer.Option("--lifecycle", help="Tastes drift, an encoder is trained from the log and takes over, two are kept out (extra `train`)"),
+    ] = False,
 ) -> None:
     """The whole path on an embedded broker with a synthetic world."""
     from streams.demo import run_demo
 
+    if lifecycle:
+        from streams.drifting import run_lifecycle
+
+        raise typer.Exit(run_lifecycle(seconds, json, seed))
     raise typer.Exit(run_demo(seconds, json, seed, rate, users))
 
 

@@ -33,31 +33,38 @@ class Decider:
 
     async def look(self) -> bool:
         """Write the record that ends the trial, if it is to end and this worker is the one to say so; whether it did."""
-        history, seen, generation = self._swapper.history, self._observer.trial, self._tablets.generation
-        tried = trial(history)
-        if tried is None or tried.state != "canary" or seen is None or generation is None or self._tablets.get(0) is None:
+        tried, generation = trial(self._swapper.history), self._tablets.generation
+        if tried is None or generation is None or self._tablets.get(0) is None:
             return False
-        if (seen.served, seen.tried) != (self._swapper.lineup.serving.version, tried.version):
-            return False
-        verdict = decide(seen, self._rules)
-        if verdict.action == "watch" or not await self._tablets.may_publish(generation):
-            return False
-        measured, at = figures(seen, self._rules), now_ms()
         try:
-            if verdict.action == "promote":
-                await self._write("serving", promoted(history, tried, seen.served, self._by, verdict.why, at, measured))
-            else:
-                await self._write("candidate", ended(tried, self._by, verdict.why, at, measured))
+            found = self._refused(tried) or self._judged(tried)
         except ReleaseError as error:
             log.error("%s", error)
             return False
-        log.warning("candidate %s: %s: %s", tried.version, verdict.action, verdict.why)
+        if found is None or not await self._tablets.may_publish(generation):
+            return False
+        channel, release = found
+        await self._sender.send(self._topic, {0: [(channel.encode(), encode_release(release), now_ms())]})
+        log.warning("candidate %s: %s: %s", tried.version, release.state, release.why)
         self._observer.trial = None
         await self._taken(tried)
         return True
 
-    async def _write(self, channel: Channel, release: Release) -> None:
-        await self._sender.send(self._topic, {0: [(channel.encode(), encode_release(release), now_ms())]})
+    def _refused(self, tried: Release) -> tuple[Channel, Release] | None:
+        """A candidate whose bundle this worker refuses for good would be on trial for ever."""
+        why = self._swapper.refusal(tried)
+        return None if why is None else ("candidate", ended(tried, self._by, why, now_ms(), {}, "refused"))
+
+    def _judged(self, tried: Release) -> tuple[Channel, Release] | None:
+        """What the figures of a canary say."""
+        seen = self._observer.trial
+        if tried.state != "canary" or seen is None or (seen.served, seen.tried) != (self._swapper.lineup.serving.version, tried.version):
+            return None
+        verdict = decide(seen, self._rules)
+        measured, at = figures(seen, self._rules), now_ms()
+        if verdict.action == "promote":
+            return "serving", promoted(self._swapper.history, tried, seen.served, self._by, verdict.why, at, measured)
+        return None if verdict.action == "watch" else ("candidate", ended(tried, self._by, verdict.why, at, measured))
 
     async def _taken(self, tried: Release) -> None:
         """Until the record is read here, so that it is written once."""

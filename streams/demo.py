@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -21,11 +21,12 @@ from rich.live import Live
 from encoder.baseline import Baseline
 from schemas.items import item_name
 from streams import verify
-from streams.broker import embedded
+from streams.broker import Embedded, started
 from streams.quality import comparable, hits
 from streams.screen import draw
 from streams.sending import partition_of
 from streams.settings import Settings
+from streams.tasks import signalled
 from streams.topics import admin, create
 from streams.worker import Worker, running
 from streams.world import World
@@ -33,6 +34,8 @@ from streams.world import World
 TICK_S = 0.02  # how often events are sent
 SETTLE_S = 120.0  # how long the end may take
 RANKED_USERS = 1000  # at most, for the hit rate
+GIVEN_UP_S = 5.0  # how long what needs the broker may take to end once it is gone
+T = TypeVar("T")
 
 
 @dataclass
@@ -53,42 +56,64 @@ def demo_settings(bootstrap: str, data_dir: Path) -> Settings:
 
 def run_demo(seconds: float | None, as_json: bool, seed: int, rate: float, users: int) -> int:
     """Run until `seconds` have passed or a signal comes; the last line printed is the result as JSON. Exit status 1 if a window is wrong."""
-    with embedded() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-demo-") as folder:
-        result = asyncio.run(_demo(demo_settings(bootstrap, Path(folder)), World(seed, users), seconds, as_json, rate))
+    with started() as broker, tempfile.TemporaryDirectory(prefix="currents-demo-") as folder:
+        settings = demo_settings(broker.address, Path(folder))
+        result = asyncio.run(beside(broker, _demo(settings, World(seed, users), seconds, as_json, rate)))
     print(orjson.dumps(result).decode() if as_json else _sentence(result), flush=True)
     return 1 if result["windows_wrong"] else 0
 
 
-async def _demo(settings: Settings, world: World, seconds: float | None, as_json: bool, rate: float) -> dict[str, Any]:
-    stop, sent = asyncio.Event(), Sent()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def beside(broker: Embedded, work: Coroutine[Any, Any, T]) -> T:
+    """What work comes to. Raises EmbeddedBrokerError, with the work given up, when the broker ends meanwhile: nothing would answer any more."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(broker.watch())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await asyncio.wait((working,), timeout=GIVEN_UP_S)
+            await watching
+        return working.result()
+    finally:
+        watching.cancel()
+
+
+@contextlib.asynccontextmanager
+async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """Topics, and somebody who writes to them."""
     client = await asyncio.to_thread(admin, settings.kafka)
     await asyncio.to_thread(create, client, settings, True)
     client.close()
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, linger_ms=5, max_batch_size=256 << 10)
     await producer.start()
     try:
-        items = await _send_items(producer, settings, world)
+        yield producer
+    finally:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer.stop(), GIVEN_UP_S)
+
+
+async def _demo(settings: Settings, world: World, seconds: float | None, as_json: bool, rate: float) -> dict[str, Any]:
+    stop, sent = signalled(), Sent()
+    async with producing(settings) as producer:
+        items = await send_items(producer, settings, world)
         async with running(settings) as worker:
-            await _until(lambda: worker.ready() and worker.store.table.size > items, worker, stop)
+            await until(lambda: worker.ready() and worker.store.table.size > items, worker, stop)
             if seconds is not None:
                 asyncio.get_running_loop().call_later(seconds, stop.set)
             sent.started = time.monotonic()
             screen = asyncio.ensure_future(_show(worker, world, sent)) if not as_json else None
-            await _send_events(producer, settings, world, sent, rate, stop, worker)
+            await send_events(producer, settings, world, sent, rate, stop, worker)
             took = time.monotonic() - sent.started
             await producer.flush()
-            await _until(lambda: _handled(worker) >= sent.events and not worker.lag(), worker)
+            await until(lambda: handled(worker) >= sent.events and not worker.lag(), worker)
             if screen is not None:
                 screen.cancel()
                 await asyncio.gather(screen, return_exceptions=True)
             return await _result(settings, worker, world, sent, took)
-    finally:
-        await producer.stop()
 
 
-async def _send_items(producer: AIOKafkaProducer, settings: Settings, world: World) -> int:
+async def send_items(producer: AIOKafkaProducer, settings: Settings, world: World) -> int:
+    """All of the world's items, to their platforms' topics; how many."""
     topics, n = {p.name: p.items_topic for p in settings.platforms}, 0
     for platform, key, value in world.items():
         await producer.send(topics[platform], value, key)
@@ -97,7 +122,7 @@ async def _send_items(producer: AIOKafkaProducer, settings: Settings, world: Wor
     return n
 
 
-async def _send_events(
+async def send_events(
     producer: AIOKafkaProducer, settings: Settings, world: World, sent: Sent, rate: float, stop: asyncio.Event, worker: Worker
 ) -> None:
     """The world's events at `rate` a second, in small bunches, until `stop`."""
@@ -117,11 +142,13 @@ async def _send_events(
         await worker.failed
 
 
-def _handled(worker: Worker) -> float:
+def handled(worker: Worker) -> float:
+    """Records of the platforms' topics that the worker is done with."""
     return worker.metrics.value("currents_received_total")
 
 
-async def _until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:
+async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:
+    """Wait for the condition, not for ever, nor beyond `stop`. Raises what makes the worker fail."""
     deadline = time.monotonic() + SETTLE_S
     while not condition() and time.monotonic() < deadline and not (stop and stop.is_set()):
         if worker.failed.done():

@@ -18,6 +18,7 @@ SWITCH = 0.35  # chance per event to go to one of the other tastes
 BUY = 0.4  # chance per look at a thing in the shop that it is bought
 MOVE = 0.3  # chance per video or article that the subject is had, from elsewhere, or done with
 DRIFT = 1 / 60  # chance per event that a taste is given up for another
+STRIDES = (1, 5, 2, 4)  # by fashion: which subject comes after one, so many further
 
 Deed = Literal["look", "take", "refuse"]
 
@@ -33,10 +34,10 @@ class Journey:
     seen: set[str] = field(default_factory=set)
     """Ids of the things of this subject that they met."""
 
-    def move(self) -> None:
+    def move(self, stride: int = 1) -> None:
         """Who had to look now has it; who has it goes to the next subject."""
         if self.has:
-            self.subject, self.seen = (self.subject + 1) % SUBJECTS, set()
+            self.subject, self.seen = (self.subject + stride) % SUBJECTS, set()
         self.has = not self.has
 
 
@@ -57,6 +58,8 @@ class Journeys:
 
     def __init__(self, things: Iterable[Thing], r: random.Random) -> None:
         self._random = r
+        self.fashion = 0
+        """What comes after what, and what is popular: another one makes what was learned of this one worth less."""
         self._popular: dict[tuple[str, str], list[Thing]] = {}
         self._shelf: dict[tuple[str, str, int, bool], list[Thing]] = {}
         for t in things:
@@ -85,17 +88,22 @@ class Journeys:
 
     def _along(self, journey: Journey, platform: str) -> tuple[Thing, Deed]:
         while not (left := self._left(journey, platform)):  # in the shop there is nothing for who has the subject
-            journey.move()
+            journey.move(self._stride)
         thing, buying = self._pick(left), platform == "shop"
         journey.seen.add(thing.id)
         if self._random.random() >= (BUY if buying else MOVE):
             return thing, "look"
-        journey.move()
+        journey.move(self._stride)
         return thing, "take" if buying else "look"
+
+    @property
+    def _stride(self) -> int:
+        return STRIDES[self.fashion % len(STRIDES)]
 
     def _left(self, journey: Journey, platform: str) -> list[Thing]:
         return [t for t in self._shelf.get((platform, journey.topic, journey.subject, journey.has), ()) if t.id not in journey.seen]
 
     def _pick(self, things: Sequence[Thing]) -> Thing:
-        """Zipf: the n-th of a shelf is met 1/n as often as the first."""
-        return self._random.choices(things, cum_weights=list(accumulate(1 / n for n in range(1, len(things) + 1))))[0]
+        """Zipf: the n-th of a shelf is met 1/n as often as the first; which one is the first is a matter of fashion."""
+        chosen = self._random.choices(range(len(things)), cum_weights=list(accumulate(1 / n for n in range(1, len(things) + 1))))[0]
+        return things[(chosen + self.fashion * len(things) // len(STRIDES)) % len(things)]

@@ -7,7 +7,7 @@ every candidate announced before it. Nobody needs the older records to run, only
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -134,10 +134,12 @@ def restored(history: Sequence[Announced], release: Release, by: str, why: str, 
     return _checked("serving", msgspec.structs.replace(release, state="rolled-back", share=1.0, previous=before, by=by, why=why, at=at_ms))
 
 
-def ended(release: Release, by: str, why: str, at_ms: int, metrics: Mapping[str, float]) -> Release:
+def ended(
+    release: Release, by: str, why: str, at_ms: int, metrics: Mapping[str, float], state: Literal["rolled-back", "refused"] = "rolled-back"
+) -> Release:
     """The record for channel `candidate` that ends a trial without promotion."""
     figures = {**release.metrics, **metrics}
-    return _checked("candidate", msgspec.structs.replace(release, state="rolled-back", share=0.0, by=by, why=why, at=at_ms, metrics=figures))
+    return _checked("candidate", msgspec.structs.replace(release, state=state, share=0.0, by=by, why=why, at=at_ms, metrics=figures))
 
 
 def _checked(channel: Channel, release: Release) -> Release:

@@ -95,6 +95,11 @@ class Swapper:
         if (candidate, share if candidate else 0.0) != (self.lineup.candidate, self.lineup.share):
             await self._switch(self.lineup.try_out(candidate, share))
 
+    def refusal(self, release: Release) -> str | None:
+        """Why a release will never be loaded here; None where it was, or may be."""
+        for_good = self._again_at.get(_identity(release)) == float("inf")
+        return self.refused.get(release.version) if for_good else None
+
     async def _ready(self, release: Release, channel: str) -> Encoder | None:
         """The release's encoder, warm; None where it is refused, or not to be tried again yet."""
         name = _identity(release)

@@ -51,6 +51,10 @@ class World:
         r = self._random
         return self._journeys.person(name, r.sample(list(ACTIONS), r.choice((1, 2, 2, 3, 3))), r.randint(1, 3))
 
+    def turn(self, fashion: int) -> None:
+        """Everybody's tastes drift: from now on other things are popular, and other subjects come next."""
+        self._journeys.fashion = fashion
+
     def items(self) -> Iterator[tuple[str, bytes, bytes]]:
         """(platform, key, JSON) of every item, in each platform's own shape."""
         for t in self.things:

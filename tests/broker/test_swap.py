@@ -13,20 +13,21 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from encoder.bundle import ONNX
 from encoder.runtime import Encoder, load_encoder
 from encoder.towers import load_tower
 from schemas.profiles import Profile, decode_profile
 from schemas.releases import Release, encode_release
 from streams.lineup import in_canary
 from streams.published import Vectors, check_vectors
-from streams.releases import announce
+from streams.releases import announce, candidate
 from streams.settings import Settings
 from streams.tablets import now_ms
 from streams.topics import admin, create
 from streams.verify import read_topic
 from streams.worker import Worker, running
 from tests.broker.live import PARTITIONS, PLATFORM, until
-from tests.bundles import variant
+from tests.bundles import nan_weights, rewrite, variant
 
 pytestmark = pytest.mark.broker
 ITEMS, USERS = 210, 40
@@ -257,6 +258,30 @@ def test_trial_is_decided(bootstrap: str, tmp_path: Path, better: bool) -> None:
             assert last.release.metrics["online_events"] >= 150
             assert worker.url in last.release.by
             await everybody_is_of(worker, "baseline-3")
+
+    asyncio.run(scenario())
+
+
+def test_broken_candidate_is_over(bootstrap: str, tmp_path: Path) -> None:
+    """A candidate on trial that a worker can never load is refused by one record with the reason, and the next one may be tried."""
+    settings = settings_of(bootstrap, tmp_path)
+    variant(tmp_path / "1", "v1", 1)
+    nan_weights(ONNX)(tmp_path / "1")
+    broken = msgspec.structs.replace(rewrite(tmp_path / "1"), state="canary", share=0.5)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load):
+            await load.events(50, 20)
+            await tell(settings, "candidate", broken)
+            history = worker.lifecycle.swapper.history
+            await until(lambda: _true(len(history) == 2))
+            last = history[1]
+            assert last.release is not None
+            assert (last.channel, last.release.state, last.release.version) == ("candidate", "refused", "v1")
+            assert worker.url in last.release.by
+            assert last.release.why
+            assert candidate(history) is None
+            assert worker.lifecycle.lineup().candidate is None
 
     asyncio.run(scenario())
 
