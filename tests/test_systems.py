@@ -36,7 +36,8 @@ def test_same_profiles(tmp_path: Path) -> None:
     settings = Settings(kafka={"bootstrap": "-"}, platforms=[platform("t")], portrait={"interests": 0})
     worker = Profiler(lambda: Lineup(Stub()), store, style_of(settings), settings.encoding.policy)
     ours = [decode_profile(p) for p in worker(users, windows, [5] * len(users), 77)[0]]
-    theirs = [decode_profile(p) for p in job.profiles(users, windows, [5] * len(users))]
+    many, single = job.profiles(users, windows, [5] * len(users)), job.profiles(users[3:4], windows[3:4], [5])
+    theirs = [decode_profile(p) for p in (*many[:3], *single, *many[4:])]
     assert [msgspec.structs.replace(p, updated_at=77) for p in theirs] == [msgspec.structs.replace(p, updated_at=77) for p in ours]
     assert any(p.unknown_items for p in ours)
     store.close()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from encoder.features import Features, ItemTable, featurize, fitted
 from encoder.runtime import Encoder, load_encoder
 from schemas.events import decode_event
 from schemas.items import item_name
-from schemas.profiles import VECTOR_TYPE, pack_profile, pack_vector
+from schemas.profiles import VECTOR_TYPE, Profile, encode_profile, pack_maker, pack_profiles, pack_vector
 from schemas.windows import Policy, fold, row_of
 
 PLATFORM = "shop"
@@ -99,16 +100,17 @@ class Job:
         at, encoder = time.time_ns() // 1_000_000, self.encoder
         features = featurize(windows, self.table, POLICY.most)
         vectors = encoder.encode(fitted(features, encoder.max_len, POLICY), self.table)
-        last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1].tolist()
-        unknown = (features.mask & (features.items == 0)).sum(1).tolist()
-        rows = []
-        for i, user in enumerate(users):
-            head = (
-                user.decode(), at, last[i], received[i], int(features.lengths[i]), unknown[i],
-                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, pack_vector(vectors[i]),
+        last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
+        unknown = (features.mask & (features.items == 0)).sum(1)
+        if len(users) == 1:  # sooner done so than by what is made for many
+            profile = Profile(
+                users[0].decode(), at, int(last[0]), received[0], int(features.lengths[0]), int(unknown[0]),
+                encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, pack_vector(vectors[0]),
             )  # fmt: skip
-            rows.append(pack_profile(head, NO_INTERESTS))
-        return rows
+            return [encode_profile(profile)]
+        maker = pack_maker(encoder.version, encoder.space_id, encoder.dims)
+        made = map(pack_vector, vectors)
+        return pack_profiles(users, at, last, np.array(received), features.lengths, unknown, repeat(maker), made, repeat(NO_INTERESTS))
 
 
 class Clock:
