@@ -23,10 +23,11 @@ class Late:
         self._tablets, self._updater, self._metrics, self._pressed = tablets, updater, metrics, pressed
         self._due: dict[int, set[int]] = {}  # partition -> item keys that somebody may wait for no longer
         self._wake = asyncio.Event()
+        self._doing = 0
 
     def pending(self) -> int:
-        """Items whose users have not been looked for yet, all tablets together."""
-        return sum(map(len, self._due.values()))
+        """Items whose users have not all been encoded again yet, all tablets together."""
+        return self._doing + sum(map(len, self._due.values()))
 
     def arrived(self, items: Sequence[int]) -> None:
         """Item vectors came."""
@@ -64,12 +65,15 @@ class Late:
     async def _tablet(self, tablet: Tablet, generation: int | None) -> None:
         await self._turn(generation)
         items = self._due.pop(tablet.partition, set())
+        self._doing = len(items)
         try:
             if await self._again(tablet, items, generation):
                 self._add(tablet.partition, items)
         except EncoderDown as down:
             self._add(tablet.partition, items)
             await self._tablets.still(generation, down.wait_s)
+        finally:
+            self._doing = 0
 
     async def _again(self, tablet: Tablet, items: set[int], generation: int | None) -> bool:
         """One pass; whether there may be more, as when the generation passed: the tablet may be here again."""

@@ -63,7 +63,7 @@ class Client:
         self.kafka, self.has, self._closed, self._max_poll_records = kafka, False, False, max_poll_records
         self._coordinator = SimpleNamespace(generation=0, _do_heartbeat=None)
         subscriptions = SimpleNamespace(fetch_context=contextlib.nullcontext)
-        self._fetcher = SimpleNamespace(_closed=False, _subscriptions=subscriptions, fetched_records=self.fetched_records)
+        self._fetcher = SimpleNamespace(_closed=False, _records={}, _subscriptions=subscriptions, fetched_records=self.fetched_records)
         self.loop: asyncio.AbstractEventLoop
         self.listener: Any = None
 

@@ -13,7 +13,7 @@ import aiokafka
 import faust
 import pytest
 
-from streams.app import add_agent, make_app
+from streams.app import Finish, add_agent, make_app
 from streams.settings import Settings
 from tests.memory_kafka import Kafka, Producer, queued, until
 
@@ -63,9 +63,12 @@ def stock(app: Any, worker: Worker) -> None:
 def ours(app: Any, worker: Worker) -> None:
     """Our record batches, one at a time."""
 
-    async def handle(batches: list[Any]) -> list[Any]:
-        await worker.handle([r.offset for b in batches for r in b.value])
+    async def finish(batches: list[Any]) -> list[Any]:
         return [b for b in batches if b.generation_id == app.consumer_generation_id]
+
+    async def handle(batches: list[Any]) -> Finish:
+        await worker.handle([r.offset for b in batches for r in b.value])
+        return asyncio.create_task(finish(batches))
 
     add_agent(app, "t", "agent", handle, 1)
 

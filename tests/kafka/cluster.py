@@ -127,11 +127,14 @@ class Cluster:
             client.close()
 
     def drain(self) -> None:
-        """Wait until everything is committed; as long as it goes on, that may take its time."""
+        """Wait until everything is committed, and users of late items are encoded again; as long as it goes on, that may take its time."""
         left = self.lag()
         while left:
             before = left
             left = wait_for(f"any of {before} records to be committed", lambda was=before: (now := self.lag()) < was and (now,), WAIT_S)[0]
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                wait_for("late items", lambda w=worker: not w.metric("currents_late_items"), WAIT_S)
 
     def owners(self) -> dict[WorkerProcess, set[int]]:
         """Wait until every tablet has exactly one owner among the running workers; who has which."""

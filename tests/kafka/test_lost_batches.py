@@ -20,10 +20,10 @@ async def clear_queues(worker: Worker) -> None:
 
 
 async def jump_ahead(worker: Worker) -> None:
-    """As a fetch of the old generation does: the position moves on past records that nobody got."""
+    """As a fetch of the old generation does: the position moves on past records that nobody got. Once: a hole that stays is real."""
     consumer = worker.app.consumer
     for tp in consumer.assignment():
-        if tp.topic == worker.settings.topic("events") and (due := consumer._due.get(tp)) is not None:
+        if tp.topic == worker.settings.topic("events") and (due := consumer._due.get(tp)) is not None and not consumer._holes:
             await consumer._seek(tp, due + 20)
 
 
