@@ -89,7 +89,7 @@ def test_late_items_outlive_a_rebalance(tmp_path: Path, waits_for: str) -> None:
         tablet.restored.set()
         pressed = False
         async with asyncio.timeout(20):
-            while not noted.users:
+            while not noted.users or late.pending():
                 await asyncio.sleep(0.05)
         running.cancel()
         assert (noted.users, late.pending(), list(tablet.awaited())) == ([b"u"], 0, [])
