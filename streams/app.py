@@ -55,6 +55,7 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         consumer_auto_offset_reset="earliest",
         consumer_group_instance_id=w.instance or None,
         consumer_max_fetch_size=4 << 20,
+        consumer_metadata_max_age_ms=30_000,  # until a topic that was missing is noticed
         producer_acks=-1,
         producer_max_batch_size=512 << 10,
         producer_max_request_size=24 << 20,

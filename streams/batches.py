@@ -10,11 +10,12 @@ Faust 0.15.3 loses fetched messages around a rebalance in four ways (`tests/test
   4. any of these before the group's first commit: there is no offset to seek back to  -> `perform_seek` seeks to the log's start
 """
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from typing import Any
 
 import faust
@@ -47,6 +48,7 @@ class BatchTopic(faust.Topic):
 
 
 REREADS = 2  # the same hole again and again is real: control records of transactions, compaction, retention
+METADATA_S = 0.2  # between questions for topics that a broker does not know yet
 FETCH_WAIT_MS = 25  # Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
 
 
@@ -75,6 +77,25 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return known
 
         coordinator._do_heartbeat = noted
+        assign, client, subscription = coordinator._perform_assignment, self._consumer._client, self._consumer._subscription
+
+        async def assigned(response: Any) -> Any:
+            await topics_known(client, subscription.topics, self.app.conf.broker_rebalance_timeout / 2)
+            return await assign(response)
+
+        coordinator._perform_assignment = assigned
+
+
+async def topics_known(client: Any, topics: Collection[str], seconds: float) -> None:
+    """Wait until an aiokafka client has heard of the partitions of all topics, so long at most: what a leader does before it hands them out.
+
+    A broker that comes back answers before it knows its own topics. Faust's assignor leaves out those that are missing, all of them at worst, and
+    nobody asks again before metadata are old.
+    """
+    give_up = time.monotonic() + seconds
+    while not all(map(client.cluster.partitions_for_topic, topics)) and time.monotonic() < give_up:
+        await client.force_metadata_update()
+        await asyncio.sleep(METADATA_S)
 
 
 class BatchConsumer(driver.Consumer):

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.types import TP
 
 from streams.app import make_app
-from streams.batches import BatchConsumer
+from streams.batches import BatchConsumer, topics_known
 from streams.settings import Settings
 
 HERE = TP("t", 0)
@@ -54,3 +55,24 @@ def test_taken(tmp_path: Path, where: str, rejoining: bool) -> None:
         assert [batch async for batch in consumer.getmany(0)] == []
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("answers_without", "asked"), [(0, 1), (3, 4)])
+def test_broker_that_knows_no_topics_yet(answers_without: int, asked: int) -> None:
+    """Partitions are handed out once a broker that came back has named all topics, and not before."""
+    cluster, answers = ClusterMetadata(), list[int]()
+
+    async def update() -> None:
+        answers.append(len(answers))
+        topics = [(0, name, False, [(0, p, 0, [0], [0]) for p in range(2)]) for name in ("a", "b")]
+        some = topics if len(answers) > answers_without else topics[:1]
+        cluster.update_metadata(SimpleNamespace(API_VERSION=1, brokers=[(0, "h", 1, None)], controller_id=0, topics=some))
+
+    asyncio.run(topics_known(SimpleNamespace(cluster=cluster, force_metadata_update=update), {"a", "b"}, 60))
+    assert len(answers) == asked
+    assert cluster.partitions_for_topic("b") == {0, 1}
+
+
+def test_topic_that_never_comes() -> None:
+    """A topic that is missing for good is not waited for without end."""
+    asyncio.run(topics_known(SimpleNamespace(cluster=ClusterMetadata(), force_metadata_update=nothing), {"a"}, 0.3))
