@@ -85,6 +85,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
         coordinator._perform_assignment = assigned
 
+    async def on_thread_stop(self) -> None:
+        """Without brokers neither what is asked of them nor the group's goodbye is waited for."""
+        if not self.app.alone:
+            await super().on_thread_stop()
+        elif self._consumer is not None:
+            self.method_queue._stopped_set()  # else its tasks take a cancellation for a call's, and go on
+            self._consumer._closed = True
+            await self._consumer._client.close()
+
 
 async def topics_known(client: Any, topics: Collection[str], seconds: float) -> None:
     """Wait until an aiokafka client has heard of the partitions of all topics, so long at most: what a leader does before it hands them out.
@@ -123,8 +132,8 @@ class BatchConsumer(driver.Consumer):
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def commit_and_end_transactions(self) -> None:
-        """On the way out. After a crash nobody answers any more; what was not committed comes again."""
-        if not self.app.crashed:
+        """On the way out. After a crash, or without brokers, nobody answers any more; what was not committed comes again."""
+        if not self.app.crashed and not self.app.alone:
             await super().commit_and_end_transactions()
 
     async def perform_seek(self) -> None:
@@ -238,8 +247,22 @@ class NoTables(TableManager):
 class BatchApp(faust.App):
     """A Faust app whose agents read record batches."""
 
+    alone = False
+    """No broker answers: on the way out nobody is waited for."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, TableManager=NoTables, **options)
+
+    def leave_alone(self) -> None:
+        """The brokers are away: `stop` ends everything that would wait for them."""
+        self.alone = True
+        sender = self.producer._producer._sender if self.producer._producer is not None else None
+        if sender is not None and sender.sender_task is not None:
+            sender.sender_task.cancel()
+
+    async def _producer_flush(self, logger: Any) -> None:
+        if not self.alone:
+            await super()._producer_flush(logger)
 
     def _new_transport(self) -> Any:
         return BatchTransport(self.conf.broker_consumer, self)

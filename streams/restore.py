@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from encoder.features import UNKNOWN, ItemTable
@@ -47,6 +49,18 @@ def aio_config(kafka: Kafka) -> dict[str, Any]:
         config |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": kafka.sasl_username}
         config["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
     return config
+
+
+async def answers(kafka: Kafka, seconds: float) -> bool:
+    """Whether any broker answers in time."""
+    client = AIOKafkaClient(**aio_config(kafka))
+    try:
+        await asyncio.wait_for(client.bootstrap(), seconds)
+        return True
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    finally:
+        await client.close()
 
 
 async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, int]) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:

@@ -28,7 +28,7 @@ from streams.owners import Owned
 from streams.profiler import Profiler, style_of
 from streams.ranking import Ranker
 from streams.releases import Announced, read_history
-from streams.restore import restore
+from streams.restore import answers, restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
@@ -39,6 +39,7 @@ from streams.update import Updater
 
 log = logging.getLogger("currents.worker")
 STOP_TIMEOUT_S = 20.0
+ANSWER_S = 2.0  # for a broker, before the group is left
 PRESSED = 4  # live events press when more than a quarter of the largest batch waits
 
 
@@ -202,6 +203,9 @@ class Worker:
     async def stop(self) -> None:
         """Leave the group, stop the tasks, close the stores."""
         self._stopping = True
+        if not await answers(self.settings.kafka, ANSWER_S):
+            log.warning("no broker answers: ended without leaving the group; what is not committed comes again")
+            self.app.leave_alone()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.app.stop(), STOP_TIMEOUT_S)
         await self._tasks.stop()

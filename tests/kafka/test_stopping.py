@@ -1,6 +1,9 @@
 """Consumers that do not hear that they are to stop."""
 
 import asyncio
+import signal
+import time
+from pathlib import Path
 
 import pytest
 from aiokafka import TopicPartition
@@ -10,8 +13,12 @@ from kafka.admin import NewTopic
 from streams.restore import reader
 from streams.settings import Kafka
 from streams.stopping import stop
+from tests.apache import ApacheKafka
+from tests.kafka.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.kafka
+AWAY_S = 2.0
+ONE = [b'{"account": "u1", "item": "i1", "behavior": "view", "time": 1700000000000, "id": "1"}']
 
 
 def test_stop(bootstrap: str) -> None:
@@ -32,3 +39,28 @@ def test_stop(bootstrap: str) -> None:
         assert consumer._fetcher._fetch_task.done()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["refused", "silent"])
+def test_brokers_away(tmp_path: Path, how: signal.Signals) -> None:
+    """A worker whose brokers are away ends at SIGTERM with status 0 and one line, and waits for nobody; what was not committed comes again."""
+    with ApacheKafka() as kafka:
+        c = Cluster(kafka.bootstrap, "away", tmp_path, {})
+        try:
+            c.items(50)
+            worker = c.worker("a").ready()
+            c.send("away.in.shop", ONE * 200)
+            wait_for("events", lambda: worker.metric("currents_folded_total") > 0)
+            assert kafka.process is not None
+            kafka.process.send_signal(how)
+            time.sleep(AWAY_S)
+            before = len(worker.says())
+            assert worker.terminate() == 0
+            said = worker.says()[before:]
+            assert "Traceback" not in said
+            assert said.count("no broker answers") == 1
+        finally:
+            c.stop()
+            if kafka.process is not None:
+                kafka.process.kill()
+                kafka.process.wait()
