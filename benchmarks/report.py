@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from benchmarks import runs as encoder
+from benchmarks import scale
 from benchmarks.common import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,7 @@ def put(page: Path, mark: str, text: str) -> None:
 def main() -> None:
     """All pages that show figures."""
     put(ROOT / "README.md", "figures", table())
+    put(ROOT / "docs" / "scale.md", "scale", scale.tables())
     if encoder.FILE.exists():
         put(ROOT / "README.md", "age of profiles", curves(orjson.loads(encoder.FILE.read_bytes())))
     if (RESULTS / ABLATION).exists():

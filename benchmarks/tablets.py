@@ -55,6 +55,7 @@ def many(folder: Path, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
             "MiB": round(now - mib), "KiB each": round((now - mib) * 1024 / step), "file handles each": round((fds - handles) / step, 1),
             "threads": threads, "ms to make one": round(took, 1), "CPU ms to make one": round(cpu, 1),
         }  # fmt: skip
+        print(step, figures[f"{step} tablets"], flush=True)
     again, n = dict[str, float](), len(tablets)
     for name, work in (("flush", Tablet.flush), ("close", Tablet.close)):
         began = time.perf_counter()
@@ -73,7 +74,8 @@ def many(folder: Path, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
     again["KiB on disk each"] = round(sum(f.stat().st_blocks for f in folder.rglob("*")) / 2 / n)
     for tablet in tablets:
         tablet.close()
-    return figures | {f"{n} tablets, closed and opened again": again}
+    last = figures[f"{n} tablets"]
+    return figures | {f"{n} tablets, closed and opened again": again, "each": {"KiB": last["KiB each"], "file handles": last["file handles each"]}}
 
 
 async def worker(bootstrap: str, partitions: int) -> dict[str, float]:

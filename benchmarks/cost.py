@@ -1,0 +1,166 @@
+"""What a million events cost in core-seconds, by stage, and what a core and a GPU take: CPU time of the process, not seconds by the clock.
+
+Stages are measured apart, one after the other, on batches of events of as many users whose windows are full; the whole job is measured as it runs,
+once for each encoder, and what of it is in no stage is Kafka's client, Faust and the event loop.
+
+python -m benchmarks.cost --events 40000 --users 20000
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import uvloop
+
+from benchmarks.common import ITEMS, events, item, record
+from benchmarks.disk import windows
+from benchmarks.job import LENGTH, Measured, fill, fresh, measure
+from encoder.features import featurize, fitted
+from encoder.runtime import _has_gpu, load_encoder
+from encoder.towers import load_tower
+from schemas.events import decode_event, encode_event
+from schemas.items import item_key, item_name
+from schemas.mapping import Mapper, PlatformMapping, Rejected
+from schemas.windows import Policy, fold, row_of
+from streams.items import ItemStore, item_rows
+from streams.lineup import Lineup
+from streams.normalise import map_events
+from streams.portrait import interests
+from streams.profiler import Profiler, style_of
+from streams.settings import Settings
+from streams.tablets import Tablet
+from tests.apache import ApacheKafka
+
+EVENTS, USERS, BATCH, RUNS = 40_000, 20_000, 4000, 3
+
+
+class Stages:
+    """A batch of events of BATCH users, and everything that a worker does with it."""
+
+    def __init__(self, folder: Path, batch: int) -> None:
+        settings = Settings(platforms=())
+        self._batch, self._style, self._policy = batch, style_of(settings), Policy(64)
+        tower, r = load_tower("static"), np.random.default_rng(0)
+        self.tower = tower
+        self._store = ItemStore(folder / "items", tower.space_id, tower.dims)
+        mapping = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True)
+        self._mapper = Mapper(mapping, 300_000, 0)
+        items = [self._mapper.item(item(n)) for n in range(ITEMS)]
+        self._store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]
+        keys = np.array([item_key(f"shop:i{n}") for n in range(ITEMS)], np.uint64)
+        self._users = [f"u{n}".encode() for n in range(batch)]
+        self._windows = windows(batch, r, keys)
+        at = time.time_ns() // 1_000_000
+        self._records = [
+            SimpleNamespace(key=user, value=raw, topic="t", partition=0, offset=n, timestamp=at)
+            for n, (user, (_, raw)) in enumerate(zip(self._users, events(batch, batch), strict=True))
+        ]
+        found = [self._mapper.events(record.value, "t", 0, n, at) for n, record in enumerate(self._records)]
+        self._unified = [encode_event(e[0]) for e in found if not isinstance(e, Rejected)]
+        self._features = featurize(self._windows, self._store.table, self._policy.most)
+        self.tablet = Tablet(0, folder / "tablet-0")
+        baseline = Lineup(load_encoder("baseline", tower.space_id, tower.dims))
+        profiler = Profiler(lambda: baseline, self._store, self._style, self._policy)
+        self._received = [at] * batch
+        self._profiles, _ = profiler(self._users, self._windows, self._received, at)
+
+    def mapping(self) -> None:
+        """A platform's JSON -> rows of the unified topic."""
+        map_events(self._records, self._mapper, "shop")
+
+    def fold(self) -> None:
+        """Rows of the unified topic into full windows, each event in a window of its own."""
+        for window, raw in zip(self._windows, self._unified, strict=True):
+            event = decode_event(raw)
+            fold(window, [row_of(event, item_name("shop", event.item_id))], self._policy)
+
+    def featurize(self) -> None:
+        """Windows -> arrays."""
+        featurize(self._windows, self._store.table, self._policy.most)
+
+    def portrait(self) -> None:
+        """Arrays -> named interests."""
+        interests(self._features, self._store, self._style)
+
+    def rocksdb(self) -> None:
+        """Windows read; windows and profiles written."""
+        self.tablet.windows(self._users)
+        self.tablet.write(zip(self._users, self._windows, strict=True), zip(self._users, self._profiles, strict=True))
+
+    def encode(self, name: str, device: Any = "cpu") -> Callable[[], None]:
+        """Arrays -> vectors, by an encoder."""
+        encoder = load_encoder(name, self.tower.space_id, self.tower.dims, device=device)
+
+        def work() -> None:
+            encoder.encode(fitted(self._features, encoder.max_len, self._policy), self._store.table)
+
+        return work
+
+    def seconds(self, work: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
+        """Core-seconds (or seconds) that a million events take in a stage: the least of some runs."""
+        work()  # the items are projected, pages are there
+        took = []
+        for _ in range(RUNS):
+            began = clock()
+            work()
+            took.append(clock() - began)
+        return min(took) / self._batch * 1e6
+
+
+def stages(folder: Path, batch: int, encoders: dict[str, str]) -> tuple[dict[str, float], dict[str, float | None]]:
+    """(core-seconds per million events by stage, events/s of a GPU by encoder: None where there is no GPU)."""
+    s, gpu = Stages(folder, batch), dict[str, float | None]()
+    found = {work.__name__: s.seconds(work) for work in (s.mapping, s.fold, s.featurize, s.portrait, s.rocksdb)}
+    for name, bundle in encoders.items():
+        found[f"encode, {name}"] = s.seconds(s.encode(bundle))
+        if name != "baseline":
+            gpu[name] = round(1e6 / s.seconds(s.encode(bundle, "cuda"), time.perf_counter)) if _has_gpu() else None
+    s.tablet.close()
+    return {name: round(value, 2) for name, value in found.items()}, gpu
+
+
+def main() -> None:
+    """Stages, then whole jobs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--users", type=int, default=USERS)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--presets", nargs="*", default=("s", "xs"))
+    a = parser.parse_args()
+    whole = dict[str, Measured]()
+    with tempfile.TemporaryDirectory(prefix="currents-bench-") as tmp:
+        folder = Path(tmp)
+        encoders = {**{f"preset {name}": fresh(name, folder) for name in a.presets}, "baseline": "baseline"}
+        by_stage, gpu = stages(folder / "stages", a.batch, encoders)
+        print(by_stage, flush=True)
+        fill(folder / "filled", a.users, 4)
+        with ApacheKafka(heap_mb=1024) as broker:
+            assert broker.process is not None
+            for name, encoder in encoders.items():
+                it = psutil.Process(broker.process.pid)
+                whole[name] = uvloop.run(measure(broker.bootstrap, encoder, a.users, a.events, folder / "filled", it))
+                print(name, whole[name], flush=True)
+    figures: dict[str, Any] = {f"{name}, stage": v for name, v in by_stage.items()}
+    for name, m in whole.items():
+        figures |= {f"whole job, {name}": round(m.cpu_us, 1), f"broker, {name}": round(m.broker_us, 1)}
+        figures[f"events/s per core, {name}"] = round(1e6 / m.cpu_us)
+    shared = sum(v for k, v in by_stage.items() if not k.startswith("encode"))
+    for name in whole:
+        rest = whole[name].cpu_us - shared - by_stage[f"encode, {name}"]
+        figures[f"Kafka client, Faust and the rest, {name}"] = round(rest, 1)
+    figures["events/s per GPU, encoder alone"] = {k: "none here" if v is None else v for k, v in gpu.items()}
+    note = (
+        f"core-seconds per million events where no other unit is named; stages: {a.batch:,} events of as many users, full windows of "
+        f"64, the encoders read {LENGTH}; whole job: {a.events:,} events of {a.users:,} users, catching up; some users have several in a batch"
+    )
+    record("cost", figures, "core-seconds per million events", note, gpu=gpu)
+
+
+if __name__ == "__main__":
+    main()
