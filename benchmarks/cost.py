@@ -132,11 +132,12 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--presets", nargs="*", default=("s", "xs"))
+    parser.add_argument("--bundles", type=Path, help="folder in which the bundles stay, for the next run")
     a = parser.parse_args()
     whole = dict[str, Measured]()
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as tmp:
         folder = Path(tmp)
-        encoders = {**{f"preset {name}": fresh(name, folder) for name in a.presets}, "baseline": "baseline"}
+        encoders = {**{f"preset {name}": fresh(name, a.bundles or folder) for name in a.presets}, "baseline": "baseline"}
         by_stage, gpu = stages(folder / "stages", a.batch, encoders)
         print(by_stage, flush=True)
         fill(folder / "filled", a.users, 4)

@@ -115,12 +115,13 @@ def main() -> None:
     parser.add_argument("--users", type=int, nargs="+", default=USERS)
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--presets", nargs="+", default=("s", "xs"))
+    parser.add_argument("--bundles", type=Path, help="folder in which the bundles stay, for the next run")
     a = parser.parse_args()
     figures: dict[str, dict[str, int]] = {f"preset {name}": {} for name in a.presets}
     cpu: dict[str, dict[str, float]] = {f"preset {name}": {} for name in a.presets}
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as tmp, kafka() as bootstrap:
         folder = Path(tmp)
-        bundles = {name: fresh(name, folder) for name in a.presets}
+        bundles = {name: fresh(name, a.bundles or folder) for name in a.presets}
         for users in a.users:
             filled = folder / f"users-{users}"
             fill(filled, users, 4)

@@ -1,28 +1,37 @@
-"""Batches grow with the backlog and shrink after it; at a multiple of what a worker can take nothing collapses. Plotted.
+"""Batches grow with the backlog and shrink after it; at a multiple of what a worker can take nothing collapses, nothing is lost. Plotted.
 
 python -m benchmarks.overload --ratio 10 --seconds 300 --after 600
+
+After the run the worker takes all that waits, however long that is; then the log is counted, and the windows of some of the users are compared
+with the offline fold of the whole log. A reader in a process of its own asks all the while.
 """
 
 import argparse
 import asyncio
+import sys
 import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
+import orjson
 import psutil
 import uvloop
 from aiokafka import TopicPartition
 
 from benchmarks.common import PARTITIONS, RESULTS, bench, kafka, load, median, record, working
 from benchmarks.whole import measure
-from streams.restore import reader
+from streams.restore import read_to_end, reader
 from streams.settings import Settings
+from streams.verify import offline_windows, wrong
+from streams.worker import Worker
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-CALM_S, STORM_S, AFTER_S, CALM, RATIO = 8.0, 15.0, 45.0, 1500, 2.0
+CALM_S, STORM_S, AFTER_S, CALM, RATIO, USERS = 8.0, 15.0, 45.0, 1500, 2.0, 20_000
+READS, SAMPLE = 50, 500_000  # reads a second; events whose windows are compared, about
 
 
 class Look(NamedTuple):
@@ -37,19 +46,39 @@ class Look(NamedTuple):
     """Age of profiles."""
     mib: float
     """Resident memory."""
+    lag: float
+    """Records that wait."""
 
 
-async def watch(bootstrap: str, storm: float, storm_s: float, after_s: float) -> tuple[list[Look], int]:
-    """Calm, storm, calm; and how many events were sent in all."""
-    looks, process = [], psutil.Process()
+class Seen(NamedTuple):
+    """Of one run."""
+
+    looks: list[Look]
+    sent: int
+    """Events in the platform's topic."""
+    unified: int
+    """Events in the unified topic."""
+    wrong: int
+    """Users whose window is not the offline fold of the log."""
+    compared: int
+    """Users who were compared."""
+    reads: dict[str, float]
+    """As the reader saw them in the storm."""
+    drained_s: float
+    """From the end of the storm until nothing waited."""
+
+
+async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, after_s: float) -> Seen:
+    """Calm, storm, calm; then everything that waits; then what is there."""
+    looks, process, reads = [], psutil.Process(), dict[str, float]()
     async with bench(bootstrap) as settings, working(settings) as worker:
         value, began, whole = worker.metrics.value, time.perf_counter(), CALM_S + storm_s + after_s
-        calm = await load(settings, CALM, whole, 20_000)
-        stormy = None
+        calm = await load(settings, calm_rate, whole, USERS)
+        stormy = asker = None
         last = [0.0, 0.0, 0.0]
         while (now := time.perf_counter() - began) < whole:
             if stormy is None and now > CALM_S:
-                stormy = await load(settings, storm, storm_s, 20_000)
+                stormy, asker = await load(settings, storm, storm_s, USERS), await asking(worker, storm_s)
             await asyncio.sleep(0.5)
             if worker.failed.done():
                 await worker.failed
@@ -57,30 +86,63 @@ async def watch(bootstrap: str, storm: float, storm_s: float, after_s: float) ->
             folded, batches = value("currents_folded_total"), value("currents_batch_seconds_count")
             done, lots, took = folded - last[0], batches - last[1], at - last[2]
             mib = process.memory_info().rss / 2**20
-            looks.append(Look(at, done / lots if lots else 0.0, done / took, worker.metrics.age.percentiles(99)[0], mib))
+            looks.append(Look(at, done / lots if lots else 0.0, done / took, worker.metrics.age.percentiles(99)[0], mib, worker.lag()))
             worker.metrics.age.forget()
             last = [folded, batches, at]
         calm.terminate()
         await calm.wait()
-        if stormy is not None:
+        if stormy is not None and asker is not None:
             await stormy.wait()
-        return looks, await sent(settings)
+            out, _ = await asker.communicate()
+            reads = orjson.loads(out)["single"]
+        total = await records(settings, settings.platforms[0].topic)
+        while value("currents_events_total") < total or worker.lag():
+            if worker.failed.done():
+                await worker.failed
+            await asyncio.sleep(0.1)
+        drained = next((look.at_s for look in looks if look.at_s > CALM_S + storm_s and look.lag < calm_rate), time.perf_counter() - began)
+        bad, compared = await compared_with_log(settings, worker, max(1, round(total / SAMPLE)))
+        return Seen(looks, total, await records(settings, settings.topic("events")), bad, compared, reads, drained - CALM_S - storm_s)
 
 
-async def sent(settings: Settings) -> int:
-    """Records of the platform's topic: what the generators really got through."""
+async def asking(worker: Worker, seconds: float) -> asyncio.subprocess.Process:
+    """A process that reads profiles at a rate for as long as the storm lasts."""
+    arguments = (worker.url, str(READS), "0", str(seconds), str(USERS))
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.readers", *arguments, stdout=asyncio.subprocess.PIPE)
+
+
+async def compared_with_log(settings: Settings, worker: Worker, of: int) -> tuple[int, int]:
+    """(wrong windows, users who were compared): every `of`-th user's stored window against the offline fold of the log."""
+
+    def chosen(user: bytes) -> bool:
+        return zlib.crc32(user) % of == 0
+
     consumer = reader(settings.kafka)
     await consumer.start()
     try:
-        return sum((await consumer.end_offsets([TopicPartition(settings.platforms[0].topic, p) for p in range(PARTITIONS)])).values())
+        first = await consumer.beginning_offsets([TopicPartition(settings.topic("events"), p) for p in range(PARTITIONS)])
+        log = [r async for _, rows in read_to_end(consumer, first) for r in rows if chosen(r.key)]
+    finally:
+        await consumer.stop()
+    expected, _ = offline_windows(log, {p.code: p.name for p in settings.platforms}, settings.encoding.policy)
+    stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows") if chosen(user)}
+    return wrong(expected, stored), len(expected)
+
+
+async def records(settings: Settings, topic: str) -> int:
+    """Records of a topic: of the platform's, what the generators really got through."""
+    consumer = reader(settings.kafka)
+    await consumer.start()
+    try:
+        return sum((await consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])).values())
     finally:
         await consumer.stop()
 
 
 def plot(looks: list[Look], storm_s: float, path: Path) -> None:
-    """Four lines over time."""
-    figure, axes = plt.subplots(4, 1, sharex=True, figsize=(8, 9))
-    shown = (("batch", "events in a batch"), ("per_s", "events/s"), ("p99_ms", "p99 age, ms"), ("mib", "resident, MiB"))
+    """Five lines over time."""
+    figure, axes = plt.subplots(5, 1, sharex=True, figsize=(8, 11))
+    shown = (("batch", "events in a batch"), ("per_s", "events/s"), ("p99_ms", "p99 age, ms"), ("mib", "resident, MiB"), ("lag", "records that wait"))
     for axis, (field, label) in zip(axes, shown, strict=True):
         axis.plot([look.at_s for look in looks], [getattr(look, field) for look in looks], linewidth=1)
         axis.axvspan(CALM_S, CALM_S + storm_s, alpha=0.15, color="tab:red")
@@ -96,12 +158,15 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=RATIO, help="times the sustainable rate")
     parser.add_argument("--seconds", type=float, default=STORM_S, help="of the storm")
     parser.add_argument("--after", type=float, default=AFTER_S, help="seconds that are watched after it")
+    parser.add_argument("--sustainable", type=float, help="events/s; measured if not given")
+    parser.add_argument("--calm", type=float, default=CALM, help="events/s before and after")
     a = parser.parse_args()
     usual = (a.ratio, a.seconds, a.after) == (RATIO, STORM_S, AFTER_S)
     name = "overload" if usual else f"overload-{a.ratio:g}x-{a.seconds:g}s"
     with kafka() as bootstrap:
-        sustainable = median(uvloop.run(measure(bootstrap)) for _ in range(3))
-        looks, total = uvloop.run(watch(bootstrap, a.ratio * sustainable, a.seconds, a.after))
+        sustainable = a.sustainable or median(uvloop.run(measure(bootstrap)) for _ in range(3))
+        seen = uvloop.run(watch(bootstrap, a.calm, a.ratio * sustainable, a.seconds, a.after))
+    looks, total = seen.looks, seen.sent
     RESULTS.mkdir(exist_ok=True)
     plot(looks, a.seconds, RESULTS / f"{name}.svg")
     storm, after = (CALM_S + 2, CALM_S + a.seconds), CALM_S + a.seconds
@@ -110,9 +175,9 @@ def main() -> None:
         return median(getattr(look, field) for look in looks if begin <= look.at_s < end)
 
     settled = next((look.at_s for look in looks if look.at_s > after and 0 < look.p99_ms < 1000), None)
-    offered = (total - CALM * (CALM_S + a.seconds + a.after)) / a.seconds + CALM
+    offered = (total - a.calm * (CALM_S + a.seconds + a.after)) / a.seconds + a.calm
     figures = {
-        "wanted": round(a.ratio * sustainable) + CALM,
+        "wanted": round(a.ratio * sustainable + a.calm),
         "offered": round(offered),
         "events/s in the storm": during(*storm, "per_s"),
         "batch before": during(2, CALM_S, "batch"),
@@ -122,8 +187,16 @@ def main() -> None:
         "seconds after the storm until p99 < 1 s": "not within the run" if settled is None else round(settled - after, 1),
         "MiB before": during(2, CALM_S, "mib"),
         "most MiB": round(max(look.mib for look in looks)),
+        "most records that waited": round(max(look.lag for look in looks)),
+        "p99 age at most, s": round(max(look.p99_ms for look in looks) / 1000, 1),
+        "seconds after the storm until nothing waited": round(seen.drained_s, 1),
+        "events sent": seen.sent,
+        "events lost": seen.sent - seen.unified,
+        "windows wrong": seen.wrong,
+        "users compared": seen.compared,
+        "reads in the storm": seen.reads,
     }
-    note = f"calm {CALM}/s, then {a.ratio:g} times the sustainable rate for {a.seconds:g} s, as far as the generator gets; results/{name}.svg"
+    note = f"calm {a.calm:g}/s, then {a.ratio:g} times the sustainable rate for {a.seconds:g} s, as far as the generator gets; results/{name}.svg"
     other = {} if usual else {"command": f"python -m benchmarks.overload --ratio {a.ratio:g} --seconds {a.seconds:g} --after {a.after:g}"}
     record(name, figures, "events, events/s, ms, MiB", note, **other)
 

@@ -20,7 +20,7 @@ from rocksdict import Cache
 from benchmarks.common import bench, kafka, record, working
 from streams.tablets import Tablet
 
-STEPS, WORKERS, ROWS, CACHE_MB = (32, 128, 512, 2048), (8, 64, 256), 20, 64
+STEPS, WORKERS, ROWS, CACHE_MB = (32, 128, 512), (8, 32, 128), 20, 64
 WINDOW, PROFILE = bytes(1) + os.urandom(64 * 32), os.urandom(900)
 
 
@@ -121,7 +121,9 @@ def main() -> None:
                 figures[f"worker of {partitions}"] = uvloop.run(worker(bootstrap, partitions))
                 print(figures[f"worker of {partitions}"], flush=True)
     note = f"{ROWS} users in each tablet, one block cache of {CACHE_MB} MiB for all; workers: an idle one that owns all partitions, on one broker"
-    record("tablets", figures, "of one process", note)
+    given = " ".join(["--steps", *map(str, a.steps), "--workers", *map(str, a.workers)])
+    usual = (tuple(a.steps), tuple(a.workers)) == (STEPS, WORKERS)
+    record("tablets", figures, "of one process", note, **({} if usual else {"command": f"python -m benchmarks.tablets {given}"}))
 
 
 if __name__ == "__main__":
