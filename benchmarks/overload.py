@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import psutil
 import uvloop
 from aiokafka import TopicPartition
 
-from benchmarks.common import PARTITIONS, RESULTS, bench, kafka, load, median, record, working
+from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, kafka, load, median, record, send, working
 from benchmarks.whole import measure
 from streams.restore import read_to_end, reader
 from streams.settings import Settings
@@ -72,10 +73,17 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
     """Calm, storm, calm; then everything that waits; then what is there."""
     looks, process, reads = [], psutil.Process(), dict[str, float]()
     async with bench(bootstrap) as settings, working(settings) as worker:
-        value, began, whole = worker.metrics.value, time.perf_counter(), CALM_S + storm_s + after_s
+        value, whole = worker.metrics.value, CALM_S + storm_s + after_s
+        await send(settings, settings.platforms[0].topic, one_each())  # so that a read that is not answered with 200 is the worker's fault
+        while value("currents_folded_total") < USERS or worker.lag():
+            if worker.failed.done():
+                await worker.failed
+            await asyncio.sleep(0.1)
+        began = time.perf_counter()
         calm = await load(settings, calm_rate, whole, USERS)
         stormy = asker = None
-        last = [0.0, 0.0, 0.0]
+        last = [value("currents_folded_total"), value("currents_batch_seconds_count"), 0.0]
+        worker.metrics.age.forget()
         while (now := time.perf_counter() - began) < whole:
             if stormy is None and now > CALM_S:
                 stormy, asker = await load(settings, storm, storm_s, USERS), await asking(worker, storm_s)
@@ -103,6 +111,13 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
         drained = next((look.at_s for look in looks if look.at_s > CALM_S + storm_s and look.lag < calm_rate), time.perf_counter() - began)
         bad, compared = await compared_with_log(settings, worker, max(1, round(total / SAMPLE)))
         return Seen(looks, total, await records(settings, settings.topic("events")), bad, compared, reads, drained - CALM_S - storm_s)
+
+
+def one_each() -> Iterator[tuple[bytes, bytes]]:
+    """An event of every user."""
+    now = time.time_ns() // 1_000_000
+    for n in range(USERS):
+        yield f"u{n}".encode(), orjson.dumps({"account": f"u{n}", "item": f"i{n % ITEMS}", "behavior": "view", "time": now, "id": f"o{n}"})
 
 
 async def asking(worker: Worker, seconds: float) -> asyncio.subprocess.Process:
@@ -175,7 +190,7 @@ def main() -> None:
         return median(getattr(look, field) for look in looks if begin <= look.at_s < end)
 
     settled = next((look.at_s for look in looks if look.at_s > after and 0 < look.p99_ms < 1000), None)
-    offered = (total - a.calm * (CALM_S + a.seconds + a.after)) / a.seconds + a.calm
+    offered = (total - USERS - a.calm * (CALM_S + a.seconds + a.after)) / a.seconds + a.calm
     figures = {
         "wanted": round(a.ratio * sustainable + a.calm),
         "offered": round(offered),
