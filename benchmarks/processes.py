@@ -18,7 +18,7 @@ from benchmarks.common import bench, events, kafka, median, record, send
 from streams.settings import Settings
 from tests.kafka.processes import WorkerProcess, wait_for
 
-COUNTS, EVENTS, USERS, RUNS = (1, 2), 300_000, 20_000, 2
+COUNTS, EVENTS, USERS, RUNS, START_S = (1, 2), 300_000, 20_000, 2, 300
 CONFIG = """
 [kafka]
 bootstrap = {bootstrap}
@@ -58,7 +58,7 @@ def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Worke
         for n in range(count):
             found.append(WorkerProcess(folder, path, f"{settings.worker.prefix}-{n}"))
         share = settings.worker.partitions / count
-        wait_for("an even share of the tablets", lambda: all(w.is_ready() and value(w, "currents_tablets") == share for w in found))
+        wait_for("an even share of the tablets", lambda: all(w.is_ready() and value(w, "currents_tablets") == share for w in found), START_S)
         yield found
     finally:
         for w in found:
