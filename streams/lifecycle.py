@@ -10,6 +10,7 @@ from encoder.runtime import Encoder, load_encoder
 from encoder.towers import Tower
 from schemas.releases import Release
 from streams.deciding import Decider
+from streams.drift import Drift
 from streams.fetching import load_release, opening
 from streams.items import ItemStore
 from streams.lineup import Lineup
@@ -47,6 +48,13 @@ class Lifecycle:
             self.swapper.began(release)
         names = {p.code: p.name for p in settings.platforms}
         self.observer = Observer(store, self.lineup, e.policy, names, metrics, r.observed_per_s)
+        d = settings.drift
+        self.drift = Drift(d.window_s, d.reference_h, d.psi, d.alpha, d.least, self._drifted)
+        self.observer.drift = self.drift
+
+    def _drifted(self, what: str, of: str, psi: float, alarm: bool) -> None:
+        self._metrics.drift.labels(what, of).set(psi)
+        self._metrics.drift_alarm.labels(what, of).set(alarm)
 
     def lineup(self) -> Lineup:
         """The encoders as they are now."""
@@ -86,7 +94,7 @@ class Lifecycle:
         lineup = self.lineup()
         tried = lineup.candidate
         encoders = {"serving": lineup.serving.version, "candidate": tried.version if tried else None, "share": lineup.share}
-        return {"encoders": encoders, "refused": self.swapper.refused}
+        return {"encoders": encoders, "refused": self.swapper.refused, "drift": self.drift.alarms()}
 
     def _seen(self) -> Sums:
         return self.observer.trial.whole if self.observer.trial is not None else Sums()

@@ -87,6 +87,8 @@ class Metrics(Registry):
         self.swap_seconds = Histogram("currents_swap_seconds", "Change of the lineup between two batches", buckets=SECONDS, registry=r)
         self.live_tests = Counter("currents_live_tests_total", "Events that tested the profile before them", ["platform", "version"], registry=r)
         self.live_hits = Counter("currents_live_hits_total", "Of these, whose item was among the first", ["platform", "version"], registry=r)
+        self.drift = Gauge("currents_drift_psi", "Population stability index of the last window against the time before", ["what", "of"], registry=r)
+        self.drift_alarm = Gauge("currents_drift_alarm", "1 while that is above its bounds", ["what", "of"], registry=r)
         self.candidate_failures = Counter("currents_candidate_failures_total", "Batches that a candidate could not encode", registry=r)
         self.repaired = Counter("currents_repaired_total", "Users published again, another worker's stale rows being last", registry=r)
         self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,11 +86,20 @@ class _Line:
 class Normaliser:
     """Everything between a record batch of a platform and its acknowledged rows."""
 
-    def __init__(self, settings: Settings, tower: Tower, sender: Sender, metrics: Metrics, pool: Executor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tower: Tower,
+        sender: Sender,
+        metrics: Metrics,
+        pool: Executor,
+        seen: Callable[[str, int, int], None] = lambda platform, good, dead: None,
+    ) -> None:
         self._partitions = settings.worker.partitions
         self._events, self._vectors, self._dead = settings.topic("events"), settings.topic("item-vectors"), settings.topic("dead-letters")
         self._mappers = mappers(settings)
         self._tower, self._sender, self._metrics, self._pool = tower, sender, metrics, pool
+        self._seen = seen
         self._lines: dict[tuple[str, str], _Line] = defaultdict(_Line)
 
     async def events(self, platform: str, batches: Sequence[RecordBatch]) -> None:
@@ -101,6 +110,7 @@ class Normaliser:
         m.received.labels(platform).inc(len(records))
         m.events.labels(platform).inc(len(mapped.rows))
         m.filtered.labels(platform).inc(mapped.filtered)
+        self._seen(platform, len(records) - len(mapped.dead), len(mapped.dead))
 
     async def items(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Embed and send; returns when every row is acknowledged."""

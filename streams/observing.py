@@ -17,6 +17,7 @@ from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, newest_ms, rows_of
+from streams.drift import Drift
 from streams.items import ItemStore
 from streams.lineup import Current, Lineup
 from streams.metrics import Metrics
@@ -48,6 +49,7 @@ class Observer:
         self._random = np.random.default_rng()
         self._allowance, self._at_ms = 0.0, 0
         self.trial: Trial | None = None
+        self.drift: Drift | None = None
 
     def cases(
         self, tablet: Tablet, users: Sequence[bytes], before: Sequence[bytes | None], rows: Sequence[Sequence[bytes]], now_ms: int
@@ -56,6 +58,10 @@ class Observer:
         table = self._store.table
         last = np.frombuffer(b"".join(max(r, key=newest_ms) for r in rows), DTYPE)
         items = table.index(last["item_key"])
+        if self.drift is not None:
+            for code in np.unique(last["platform"]).tolist():
+                mine = last["platform"] == code
+                self.drift.events(self._names[code], last["behavior"][mine], items[mine] == UNKNOWN)
         good = (items != UNKNOWN) & ~np.isin(last["behavior"], LEFT_OUT)
         for platform, item in zip(last["platform"][good].tolist(), items[good].tolist(), strict=True):
             self._recent.setdefault(platform, deque(maxlen=RECENT)).append(item)
@@ -94,13 +100,18 @@ class Observer:
         return others
 
     def _profiles(self, lineup: Lineup, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
+        seen: dict[Encoder, list[np.ndarray]] = {}
         for case, others in zip(cases, among, strict=True):
             profile = decode_profile(case.profile) if case.profile else None
             if profile is None or (encoder := lineup.of_version(profile.encoder_version, profile.space_id)) is None:
                 continue
-            labels = self._names[case.platform], profile.encoder_version
+            labels, vector = (self._names[case.platform], profile.encoder_version), unpack_vector(profile.vector)
             self._metrics.live_tests.labels(*labels).inc()
-            self._metrics.live_hits.labels(*labels).inc(hit(unpack_vector(profile.vector), items_of(encoder, self._store.table), case.target, others))
+            self._metrics.live_hits.labels(*labels).inc(hit(vector, items_of(encoder, self._store.table), case.target, others))
+            seen.setdefault(encoder, []).append(vector)
+        if self.drift is not None:
+            for encoder, vectors in seen.items():
+                self.drift.vectors(encoder.version, np.array(vectors), items_of(encoder, self._store.table))
 
     def _pairs(self, lineup: Lineup, candidate: Encoder, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
         trial, table = self._trial(lineup, candidate), self._store.table

@@ -201,6 +201,16 @@ class Releases(Section):
         return Rules(self.alpha, self.tolerated_loss, self.least_events, self.most_events)
 
 
+class Drifts(Section):
+    """Alarms when events or vectors are no longer distributed as they were: `docs/swapping.md`. None with `releases.observed_per_s` = 0."""
+
+    window_s: float = Field(300.0, gt=0, description="Seconds that are compared with the time before")
+    reference_h: float = Field(24.0, gt=0, description="Hours after which what was counted before weighs half")
+    psi: float = Field(0.2, gt=0, description="Population stability index above which there is an alarm")
+    alpha: float = Field(1e-4, gt=0, lt=1, description="Chance of that index without any change, above which there is none")
+    least: int = Field(500, ge=1, description="Events of a window, and of the time before, without which nothing is said")
+
+
 class Settings(BaseSettings):
     """Everything a Currents process can be told. Environment variables win over the file: `CURRENTS_KAFKA__BOOTSTRAP=…`."""
 
@@ -214,6 +224,7 @@ class Settings(BaseSettings):
     query: Query = Query()
     serve: Serve = Serve()
     releases: Releases = Releases()
+    drift: Drifts = Drifts()
     training: Recipe = Recipe()
     gate: GateRules = GateRules()
     archive: Archive = Archive()

@@ -72,7 +72,7 @@ class Worker:
         self.updater.fell_back = self.late.fell_back
         self.reencoder = lifecycle.join(self.tablets, self.updater, self.sender, self.pressed, self.url)
         self.ranker = Ranker(self.store, self.tower, self._encoder_of, self.encoding_pool)
-        self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool)
+        self.normaliser = Normaliser(settings, self.tower, self.sender, self.metrics, self.mapping_pool, lifecycle.drift.records)
         self.items_ready = asyncio.Event()
         self._tasks = Tasks()
         self.failed, self.spawn, self.fail = self._tasks.failed, self._tasks.spawn, self._tasks.fail

@@ -62,14 +62,14 @@ class Load:
             await self._producer.send(self._settings.platforms[0].items_topic, orjson.dumps(row))
         await until(lambda: _true(worker.store.table.size > ITEMS))
 
-    async def events(self, n: int, users: int = USERS, taste: bool = False) -> None:
-        """`taste`: of things of the user's own kind."""
+    async def events(self, n: int, users: int = USERS, taste: bool = False, **other: str) -> None:
+        """`taste`: of things of the user's own kind. `other`: fields that are other than usual."""
         for _ in range(n):
             self.sent += 1
             user, item = self._r.randrange(users), self._r.randrange(ITEMS)
             row: dict[str, Any] = {
                 "account": f"u{user}", "item": f"i{item // 7 * 7 % (ITEMS - 7) + user % 7 if taste else item}", "behavior": "view",
-                "time": self._from + self.sent * 1000, "id": str(self.sent),
+                "time": self._from + self.sent * 1000, "id": str(self.sent), **other,
             }  # fmt: skip
             await self._producer.send(self._settings.platforms[0].topic, orjson.dumps(row), row["account"].encode())  # in order within a user
         await self._producer.flush()
@@ -282,6 +282,40 @@ def test_broken_candidate_is_over(bootstrap: str, tmp_path: Path) -> None:
             assert last.release.why
             assert candidate(history) is None
             assert worker.lifecycle.lineup().candidate is None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("other", "alarm"),
+    [
+        ({"item": "never-heard-of"}, "unknown-items of shop"),
+        ({"behavior": "teleported"}, "dead-letters of shop"),
+        ({"behavior": "buy"}, "behaviors of shop"),
+    ],
+)
+def test_drift(bootstrap: str, tmp_path: Path, other: dict[str, str], alarm: str) -> None:
+    """Unknown items, records that no mapping fits, behaviors that were rare: each raises its alarm, in Prometheus and /healthz."""
+    settings = settings_of(bootstrap, tmp_path)
+    settings = settings.model_copy(update={"drift": settings.drift.model_copy(update={"window_s": 2.5, "least": 50, "alpha": 1e-3})})
+    what, of = alarm.split(" of ")
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            for _ in range(60):
+                await load.events(20)
+                await asyncio.sleep(0.1)
+            await load.folded(worker)
+            assert (await client.get("/healthz")).json()["drift"] == []
+            raised = asyncio.Event()
+            for _ in range(100):
+                await load.events(20, **other)
+                await asyncio.sleep(0.1)
+                if worker.metrics.value("currents_drift_alarm", what=what, of=of):
+                    raised.set()
+                    break
+            assert raised.is_set()
+            assert alarm in (await client.get("/healthz")).json()["drift"]
 
     asyncio.run(scenario())
 
