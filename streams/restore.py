@@ -63,25 +63,17 @@ async def answers(kafka: Kafka, seconds: float) -> bool:
         await client.close()
 
 
-async def read_to_end(consumer: AIOKafkaConsumer, start: dict[TopicPartition, int]) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
+async def read_to_end(
+    consumer: AIOKafkaConsumer, start: dict[TopicPartition, int], wait_ms: int = 200
+) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
     """Records of each partition from its start offset to the end of the log as it is when reached.
 
     The end is the high watermark of the fetch responses: the only figure that every broker gets right.
     """
-    begin(consumer, start)
-    async for tp, records in rest(consumer, set(start)):
-        yield tp, records
-
-
-def begin(consumer: AIOKafkaConsumer, start: Mapping[TopicPartition, int]) -> None:
-    """Have these partitions fetched from these offsets on."""
     consumer.assign(list(start))
     for tp, offset in start.items():
         consumer.seek(tp, offset)
-
-
-async def rest(consumer: AIOKafkaConsumer, todo: set[TopicPartition], wait_ms: int = 200) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
-    """What comes of these partitions up to their end; others that are fetched meanwhile wait."""
+    todo = set(start)
     while todo:
         for tp, records in (await consumer.getmany(*todo, timeout_ms=wait_ms, max_records=CHUNK)).items():
             yield tp, records
@@ -123,9 +115,9 @@ async def restore(
             partial(put_windows, short=short, table=table, policy=policy),
             partial(put_profiles, stale=stale, table=table, fallback=fallback),
         )
-        begin(consumer, {tp: max(have[tp][0] + 1, first[tp]) for tp in parts})
-        for tp, put in zip(parts, steps, strict=True):
-            async for _, records in rest(consumer, {tp}, NOTHING_MS):
+        for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
+            start = max(have[tp][0] + 1, first[tp])
+            async for _, records in read_to_end(consumer, {tp: start}, NOTHING_MS):
                 await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
                 rows += len(records)
                 count(len(records))
