@@ -61,8 +61,9 @@ class Client:
 
     def __init__(self, kafka: Kafka, max_poll_records: int) -> None:
         self.kafka, self.has, self._closed, self._max_poll_records = kafka, False, False, max_poll_records
-        self._coordinator = SimpleNamespace(generation=0, _do_heartbeat=None)
-        subscriptions = SimpleNamespace(fetch_context=contextlib.nullcontext)
+        self._coordinator = SimpleNamespace(generation=0, _do_heartbeat=None, _perform_assignment=None)
+        self._client = None
+        self._subscription = subscriptions = SimpleNamespace(fetch_context=contextlib.nullcontext)
         self._fetcher = SimpleNamespace(_closed=False, _records={}, _subscriptions=subscriptions, fetched_records=self.fetched_records)
         self.loop: asyncio.AbstractEventLoop
         self.listener: Any = None
