@@ -102,8 +102,9 @@ class Stage:
     async def sleep(self, seconds: float) -> None:
         """Unless the demo is to end."""
         deadline = time.monotonic() + seconds
-        await until(lambda: time.monotonic() > deadline, self.worker, self.stop)
-        self.going()
+        while time.monotonic() < deadline:  # `until` gives up after a while
+            await until(lambda: time.monotonic() >= deadline, self.worker, self.stop)
+            self.going()
 
     def going(self) -> None:
         """Raises Ended once the demo is to end."""

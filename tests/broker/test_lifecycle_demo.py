@@ -1,13 +1,25 @@
 """The demo of an encoder's life, and a demo whose broker goes."""
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaProducer
+
+from streams import demo
+from streams.drifting import Ended, Stage, Teller, run_lifecycle
+from streams.releases import candidate
+from streams.settings import SettingsError
+from streams.world import World
+from tests.broker.live import until
+from tests.broker.test_swap import loaded, settings_of
+from tests.bundles import variant
 
 pytestmark = pytest.mark.broker
 COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
@@ -39,3 +51,51 @@ def test_broker_gone(more: list[str]) -> None:
         _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("currents: the embedded broker ended (exit status -9)")
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is not installed one line says what to install."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SettingsError, match=r"currents\[demo,train\]"):
+        run_lifecycle(1, True, 1)
+
+
+def test_signal() -> None:
+    """SIGTERM ends it cleanly, and nothing that it started is left."""
+    with subprocess.Popen([*COMMAND, "--lifecycle", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(process.pid).net_connections("inet")):
+            time.sleep(0.2)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said
+    assert started
+    assert not any(child.is_running() for child in started)
+
+
+def test_stopped_in_a_trial(bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo goes on for as long as it is to, and is stopped also in a trial that nothing decides, or while it waits for a release to serve."""
+    settings, release = settings_of(bootstrap, tmp_path), variant(tmp_path / "1", "v1", 1)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, _):
+            stage = Stage(settings, tmp_path, World(1, 2), AIOKafkaProducer(), worker, Teller(True))
+            trying = asyncio.ensure_future(stage.trial(release))
+
+            async def on_trial() -> bool:
+                return worker.lifecycle.lineup().candidate is not None
+
+            await until(on_trial)
+            assert not trying.done()
+            monkeypatch.setattr(demo, "SETTLE_S", 0.1)  # how long the end may take is another matter
+            playing = asyncio.ensure_future(stage.sleep(1000))
+            await asyncio.wait((playing,), timeout=1)
+            assert not playing.done()
+            stage.stop.set()
+            async with asyncio.timeout(20):
+                for waits in (trying, playing, stage.over("nobody")):
+                    with pytest.raises(Ended):
+                        await waits
+            assert candidate(worker.lifecycle.swapper.history) is not None
+
+    asyncio.run(scenario())
