@@ -19,6 +19,7 @@ BUY = 0.4  # chance per look at a thing in the shop that it is bought
 MOVE = 0.3  # chance per video or article that the subject is had, from elsewhere, or done with
 DRIFT = 1 / 60  # chance per event that a taste is given up for another
 STRIDES = (1, 5, 2, 4)  # by fashion: which subject comes after one, so many further
+COMPANION = 0.35  # share of events on the topic that goes with one's own, where fashion says which that is
 
 Deed = Literal["look", "take", "refuse"]
 
@@ -59,7 +60,7 @@ class Journeys:
     def __init__(self, things: Iterable[Thing], r: random.Random) -> None:
         self._random = r
         self.fashion = 0
-        """What comes after what, and what is popular: another one makes what was learned of this one worth less."""
+        """What comes after what, what goes with what, and what is popular: another one makes what was learned of this one worth less."""
         self._popular: dict[tuple[str, str], list[Thing]] = {}
         self._shelf: dict[tuple[str, str, int, bool], list[Thing]] = {}
         for t in things:
@@ -82,6 +83,10 @@ class Journeys:
         if r.random() < person.drift:
             person.journeys[person.now] = Journey(r.choice(list(TOPICS)), r.randrange(SUBJECTS))
             return self._pick(self._popular[platform, journey.topic]), "refuse"
+        if self.fashion and r.random() < COMPANION:
+            topics = list(TOPICS)
+            beside = topics[(topics.index(journey.topic) + 7 * self.fashion) % len(topics)]
+            return self._pick(self._popular[platform, beside]), "look"
         if r.random() < BROWSE:
             return self._pick(self._popular[platform, journey.topic]), "look"
         return self._along(journey, platform)
