@@ -171,6 +171,10 @@ class TowerRecipe(BaseModel):
     """Of torch; 0: as many as there are cores."""
 
 
+Compress = Literal["", "int8", "pruned"]
+"""A variant of the serving release instead of a further training: its matrices in int8, or fewer of its channels and a short fine-tuning."""
+
+
 class GateRules(BaseModel):
     """What a new release must pass before it is announced, beside the serving one on the newest events; and when it keeps the space's id."""
 
@@ -180,6 +184,10 @@ class GateRules(BaseModel):
     """What is compared."""
     gain: float = 0.0
     """Over all cases it must be better by more than this share of the serving release's metric."""
+    compressed_loss: Share = 0.01
+    """Of a compressed variant instead: over all cases it may be worse by at most this share."""
+    compressed_gain: Share = 0.1
+    """And it must be smaller, or faster, by at least this share."""
     platform_loss: Share = 0.05
     """No platform may be worse by more than this share of its metric."""
     cold_loss: Share = 0.0

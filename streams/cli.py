@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from encoder.recipe import Compress
 from streams.learning import register
 from streams.letters import letters
 from streams.releasing import releases
@@ -96,6 +97,7 @@ def archive(
 @app.command()
 def retrain(
     once: Annotated[bool, typer.Option("--once", help="One run now, or on with the one that was broken off; not by the schedule")] = False,
+    compress: Annotated[Compress, typer.Option(help="Once: a variant of what serves instead, in int8 or pruned, through the same gate")] = "",
     config: Config = None,
 ) -> None:
     """A new release from the live log, gated, aligned and announced as a candidate: by the settings' schedule until SIGTERM."""
@@ -105,8 +107,8 @@ def retrain(
 
     settings = load(config)
     set_up_logging(settings.worker.log_level)
-    if once:
-        print_json(run(settings))
+    if once or compress:
+        print_json(run(settings, compress=compress))
     else:
         scheduled(settings, config)
 

@@ -26,6 +26,7 @@ import fsspec
 import typer
 
 from encoder.bundle import MANIFEST, open_bundle
+from encoder.recipe import Compress
 from schemas.releases import Release
 from schemas.runs import Steps
 from streams.fetching import FetchError, fetch
@@ -44,22 +45,24 @@ class RetrainError(RuntimeError):
     """A run that ends without a candidate: says why."""
 
 
-def once(settings: Settings, train: Callable[[Path, Path], None] | None = None, point: Point = lambda at: None) -> dict[str, Any]:
+def once(
+    settings: Settings, train: Callable[[Path, Path], None] | None = None, point: Point = lambda at: None, compress: Compress = ""
+) -> dict[str, Any]:
     """One run, or the one that was broken off; the announced release. Raises RetrainError where nothing is announced.
 
-    `train`: (job file, folder of the run) -> the steps between; by default a process of its own.
+    `train`: (job file, folder of the run) -> the steps between; by default a process of its own. `compress`: a variant of what serves.
     """
     with claim(settings.retrain.folder, "retrain.folder", "run"):
         history = asyncio.run(read_history(settings.kafka, settings.topic("releases")))
         other, served = trial(history), _served(serving(history), settings)
         if other is not None:
             raise RetrainError(f"candidate {other.version} is on trial ({other.state}): promote it or roll it back first")
-        steps = _open(settings.retrain.folder, served, point)
+        steps = _open(settings.retrain.folder, served, point, compress)
         folder = steps.folder
         log.info("%s: run beside %s", folder, served["version"])
-        steps.step("slice", lambda: _slice(settings, served, folder))
+        steps.step("slice", lambda: _slice(settings, served, folder) | {"compress": compress})
         if steps.done("gate") is None:
-            _job(settings, _local(served, folder), folder)
+            _job(settings, _local(served, folder), folder, compress)
             try:
                 (train or _process)(folder / "job.json", folder)
             except typer.Exit as ended:
@@ -82,16 +85,16 @@ def _served(release: Release | None, settings: Settings) -> dict[str, Any]:
     return {"version": release.version, "bundle": release.bundle, "digest": release.digest}
 
 
-def _open(folder: Path, served: dict[str, Any], point: Point) -> Steps:
+def _open(folder: Path, served: dict[str, Any], point: Point, compress: Compress) -> Steps:
     """The run that goes on: the newest, if it is not over and was begun beside what serves now; else a new one."""
     runs = sorted(path for path in folder.iterdir() if path.is_dir())
     if runs:
         last = Steps(runs[-1], point)
         begun = last.done("slice")
         if last.refused is None and last.done("announce") is None:
-            if begun is None or begun["serving"] == served:
+            if begun is None or (begun["serving"], begun.get("compress", "")) == (served, compress):
                 return last
-            last.refuse(f"begun beside {begun['serving']['version']}, {served['version']} serves now")
+            last.refuse(f"begun beside {begun['serving']['version']} ({begun.get('compress') or 'trained'}), {served['version']} serves now")
     at = datetime.now(UTC)
     name, n = f"{at:%Y%m%dT%H%M%SZ}", 0
     newest = runs[-1].name if runs else ""
@@ -119,8 +122,9 @@ def _local(served: dict[str, Any], folder: Path) -> str:
         raise RetrainError(f"release {served['version']}: {error}") from None
 
 
-def _job(settings: Settings, serving: str, folder: Path) -> None:
+def _job(settings: Settings, serving: str, folder: Path, compress: Compress) -> None:
     s = settings.retrain
+    retraining = {"serving": serving, "rules": settings.gate.model_dump(), "min_events": s.min_events, "epochs": s.epochs, "lr": s.lr}
     row = {
         "data": str(folder / "log"),
         "platforms": [p.model_dump(mode="json") for p in settings.platforms],
@@ -128,7 +132,7 @@ def _job(settings: Settings, serving: str, folder: Path) -> None:
         "earliest_ms": settings.ingest.earliest_ms(),
         "recipe": settings.training.model_dump(mode="json"),
         "window": asdict(settings.encoding.policy),
-        "retrain": {"serving": serving, "rules": settings.gate.model_dump(), "min_events": s.min_events, "epochs": s.epochs, "lr": s.lr},
+        "retrain": {**retraining, "compress": compress, "prune": s.prune},
     }
     (folder / "job.json").write_text(json.dumps(row, indent=1))
 

@@ -174,6 +174,7 @@ class Retrain(Section):
     min_events: int = Field(10_000, ge=1, description="Fewer are refused")
     epochs: int = Field(4, ge=1, description="Most passes over the data, from a warm start; else `training.epochs`")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate, from a warm start; else `training.lr`")
+    prune: float = Field(0.5, gt=0, lt=1, description="Share of the feed-forward channels that `--compress pruned` takes out")
     bundles: str = Field("currents-bundles", description="Folder or fsspec URL where workers find the bundles of candidates")
 
 

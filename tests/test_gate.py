@@ -68,3 +68,21 @@ def test_all_that_fails_is_said() -> None:
     """Several failed rules are one line."""
     said = refusal(judge(figures(size_mb=1000.0, latency_ms=1000.0), GateRules(), ["shop"]))
     assert said == "size, MB: want at most 512, got 1e+03; latency, ms: want at most 250, got 1e+03"
+
+
+COMPRESSED = [
+    ({}, None),
+    ({"slices": {"all": part(0.2, 0.197)}}, "ndcg@10 of all: want worse by at most 1.0%, got -1.5%"),
+    ({"size_mb": 7.5, "latency_ms": 39.0}, "size or latency: want less by at least 10.0%, got 6.2% smaller, 2.5% faster"),
+    ({"size_mb": 9.0, "latency_ms": 30.0}, None),
+    ({"size_mb": math.nan, "latency_ms": 39.0}, "size or latency"),
+]
+
+
+@pytest.mark.parametrize(("changes", "refused"), COMPRESSED)
+def test_compressed(changes: dict[str, Any], refused: str | None) -> None:
+    """A compressed variant need not be better, but next to as good, and clearly smaller or faster."""
+    plain = figures(**{"slices": {"all": part(0.2, 0.1985)}, **changes}, compressed={"size_mb": 8.0, "latency_ms": 40.0})
+    said = refusal(judge(plain, GateRules(), ["shop", "news"]))
+    assert (said is None) == (refused is None)
+    assert refused is None or refused in (said or "")

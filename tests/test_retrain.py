@@ -14,13 +14,14 @@ from accelerate.state import AcceleratorState
 from encoder.bundle import BundleError, open_bundle, read_residuals
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.recipe import GateRules, Recipe
+from encoder.recipe import Compress, GateRules, Recipe
 from encoder.towers import load_tower
 from schemas.items import item_key
 from schemas.runs import Steps
 from streams.settings import load
 from streams.written import write_world
-from training.export import export
+from training.compress import pruned
+from training.export import examples, export
 from training.job import Job, Retraining
 from training.retrain import retrain
 from training.splits import DataError
@@ -170,3 +171,53 @@ def test_broken_encoder(world: Path, tmp_path: Path) -> None:
         model.out.weight[0, 0] = torch.nan
     with pytest.raises(BundleError, match="ONNX differs from torch by nan"):
         export(model, tmp_path / "b", "tower", "xs")
+
+
+def test_pruned(world: Path) -> None:
+    """Pruning keeps the channels of largest magnitude: without the others' weights nothing changes, and the graph is smaller."""
+    model = SequenceEncoder.from_pretrained(str(world / "serving")).eval()
+    for block in model.body.blocks:
+        gone = torch.randperm(model.config.inner, generator=torch.Generator().manual_seed(1))[: model.config.inner // 2]
+        with torch.no_grad():
+            block.down.weight[:, gone] = 0
+    small = pruned(model, 0.5)
+    assert small.config.inner == model.config.inner // 2
+    for inputs in examples(model):
+        tensors = {k: torch.from_numpy(v) for k, v in inputs.items()}
+        with torch.inference_mode():
+            assert torch.allclose(model(**tensors), small(**tensors), atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_pruned_body(world: Path) -> None:
+    """A Hugging Face transformer is refused."""
+    model = SequenceEncoder.from_pretrained(str(world / "serving"))
+    model.body = torch.nn.Identity()
+    with pytest.raises(BundleError, match="only our own body can be pruned"):
+        pruned(model, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["int8", "pruned"])
+def test_compressed(world: Path, tmp_path: Path, kind: Compress) -> None:
+    """A variant of the serving release goes through the same steps and rules; its graph is smaller, and it says what it was made of."""
+    rules = LAX.model_copy(update={"compressed_loss": 0.9, "compressed_gain": 0.01})
+    found = retrain(job_of(world, rules, compress=kind), tmp_path, lambda line: None)
+    assert found["passed"], found
+    assert [f["rule"] for f in found["findings"]][:2] == ["ndcg@10 of all", "size or latency"]
+    steps = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in STEPS}
+    serving, bundle = open_bundle(world / "serving"), open_bundle(tmp_path / "bundle")
+    assert steps["train"]["start"].startswith(serving.manifest.version)
+    assert bundle.onnx.stat().st_size < 0.9 * serving.onnx.stat().st_size
+    assert bundle.manifest.version.startswith(f"xs-{kind}-")
+    if kind == "int8":
+        assert bundle.manifest.space_id == serving.manifest.space_id
+        assert bundle.manifest.metrics["int8 cosine"] > 0.99
+
+
+def test_nothing_to_compress(world: Path, tmp_path: Path) -> None:
+    """Where the baseline serves, or a bundle without torch weights, there is no variant to make, and one line says so."""
+    for kind, serving in (("int8", "baseline"), ("pruned", "demo"), ("int8", "demo")):
+        folder = tmp_path / f"{kind}-{serving}"
+        folder.mkdir()
+        with pytest.raises(DataError, match="compress: "):
+            retrain(job_of(world, serving=serving, compress=kind), folder, lambda line: None)

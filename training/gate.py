@@ -25,13 +25,18 @@ class Finding:
 def judge(figures: Mapping[str, Any], rules: GateRules, platforms: Sequence[str]) -> list[Finding]:
     """Figures as training.evaluate.beside and training.retrain measure them -> a finding a rule. A figure that is no number passes nothing.
 
+    Of a compressed variant ("compressed" is there: {"size_mb", "latency_ms"} of the serving release) other rules stand for "better".
+
     {"slices": {"all" | "item-cold" | "platform <name>": {"cases": n, "serving": mean, "candidate": mean, "difference": {"mean", "low", "high"}}},
      "size_mb": MB, "latency_ms": ms, "parity": largest difference}
     """
     slices = figures["slices"]
     everything = slices["all"]
-    better = everything["difference"]["mean"] > rules.gain * everything["serving"]
-    out = [Finding(f"{rules.metric} of all", f"better by more than {rules.gain:.1%}", told(everything), bool(better))]
+    if "compressed" in figures:
+        out = _compressed(everything, figures, rules)
+    else:
+        better = everything["difference"]["mean"] > rules.gain * everything["serving"]
+        out = [Finding(f"{rules.metric} of all", f"better by more than {rules.gain:.1%}", told(everything), bool(better))]
     out += [_platform(name, slices.get(f"platform {name}"), rules) for name in platforms]
     if COLD in slices:
         held = slices[COLD]["difference"]["high"] >= -rules.cold_loss * slices[COLD]["serving"]
@@ -43,6 +48,15 @@ def judge(figures: Mapping[str, Any], rules: GateRules, platforms: Sequence[str]
     ):
         out.append(Finding(rule, f"at most {most:g}", f"{figures[key]:.3g}", bool(figures[key] <= most)))
     return out
+
+
+def _compressed(everything: Mapping[str, Any], figures: Mapping[str, Any], rules: GateRules) -> list[Finding]:
+    held = everything["difference"]["mean"] >= -rules.compressed_loss * everything["serving"]
+    out = [Finding(f"{rules.metric} of all", f"worse by at most {rules.compressed_loss:.1%}", told(everything), bool(held))]
+    was = figures["compressed"]
+    less = {name: 1 - figures[name] / was[name] for name in ("size_mb", "latency_ms")}
+    said = f"{less['size_mb']:.1%} smaller, {less['latency_ms']:.1%} faster"
+    return [*out, Finding("size or latency", f"less by at least {rules.compressed_gain:.1%}", said, max(less.values()) >= rules.compressed_gain)]
 
 
 def _platform(name: str, found: Mapping[str, Any] | None, rules: GateRules) -> Finding:

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from encoder.recipe import GateRules, Recipe, TowerRecipe
+from encoder.recipe import Compress, GateRules, Recipe, TowerRecipe
 from encoder.towers import Tower, load_tower
 from schemas.declaration import PlatformMapping
 from schemas.windows import Policy
@@ -28,6 +28,9 @@ class Retraining(BaseModel):
     epochs: int = 4
     """From a warm start; `lr` too."""
     lr: float = 3e-4
+    compress: Compress = ""
+    prune: float = 0.5
+    """Share of the feed-forward channels that `pruned` takes out."""
 
 
 class Job(BaseModel):

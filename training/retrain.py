@@ -20,15 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoder.bundle import MANIFEST, WEIGHTS, BundleError, open_bundle
-from encoder.features import Features
+from encoder.bundle import MANIFEST, ONNX, WEIGHTS, BundleError, open_bundle, read_residuals
+from encoder.features import UNKNOWN, Features
 from encoder.model import SequenceEncoder
 from encoder.runtime import CHUNK, Encoder, OnnxEncoder, load_encoder
 from encoder.towers import Tower
 from schemas.runs import Steps
 from training.align import Mixing, compatible, fit, rotated
+from training.compress import pruned
 from training.evaluate import Score, beside, rank
-from training.export import export, parity
+from training.export import export, parity, to_onnx
 from training.finetune import residual_rows, train
 from training.gate import judge, refusal
 from training.job import Job, Retraining
@@ -97,8 +98,14 @@ class Retrain:
 
     def _train(self) -> dict[str, Any]:
         log, _, split = self._data
+        if self._asked.compress == "int8":
+            return self._as_it_is()
         counts = log.counts(split.trained(len(log.rows)))
         start, residual, why = self._warm(counts)
+        if self._asked.compress and start is None:
+            raise DataError(f"compress: {why}: there is nothing to prune")
+        if self._asked.compress and start is not None:
+            start, why = pruned(start, self._asked.prune), f"{why}, pruned"
         fine = {"lr": self._asked.lr, "epochs": self._asked.epochs} if start is not None else {}
         recipe = self._recipe.model_copy(update=fine)
         trained = train(log, split, recipe, self._steps.folder / "train", start, self._say, residual)
@@ -106,6 +113,15 @@ class Retrain:
         trained.model.save_pretrained(self._steps.folder / "trained")
         np.save(self._steps.folder / "keys.npy", log.catalogue.table.keys[np.flatnonzero(trained.residual)])
         return {"start": why, "lr": recipe.lr, "residuals": int(residual.max(initial=0)), "history": trained.history}
+
+    def _as_it_is(self) -> dict[str, Any]:
+        """The serving release's own weights: what changes is how they are stored."""
+        if self._asked.serving == "baseline" or WEIGHTS not in (bundle := open_bundle(self._asked.serving)).manifest.files:
+            raise DataError(f"compress: {self._asked.serving} has no {WEIGHTS}: it cannot be made anew in int8")
+        SequenceEncoder.from_pretrained(str(bundle.folder)).save_pretrained(self._steps.folder / "trained")
+        keys, _ = read_residuals(bundle.folder, bundle.manifest.dims)
+        np.save(self._steps.folder / "keys.npy", keys)
+        return {"start": bundle.manifest.version, "lr": 0.0, "residuals": len(keys), "history": []}
 
     def _warm(self, counts: np.ndarray) -> tuple[SequenceEncoder | None, np.ndarray, str]:
         """The serving release's encoder to go on from, or None; rows of the residuals; in words."""
@@ -128,6 +144,7 @@ class Retrain:
         model, keys = SequenceEncoder.from_pretrained(str(self._steps.folder / name)).eval(), np.load(self._steps.folder / "keys.npy")
         residual = np.zeros(log.catalogue.size, np.int64)
         residual[log.catalogue.table.index(keys)] = np.arange(1, len(keys) + 1)
+        residual[UNKNOWN] = 0
         return model, keys, residual
 
     def _align(self) -> dict[str, Any]:
@@ -154,6 +171,10 @@ class Retrain:
         mixes = {**asdict(mixing), "loss": mixing.loss} if mixing else {}
         return {"space_id": self._serving.space_id if same else "", "same_space": same, "why": why, **figures, "mixing": mixes, "scores_moved": moved}
 
+    @property
+    def _name(self) -> str:
+        return "-".join(filter(None, (self._recipe.preset, self._asked.compress)))
+
     def _metric(self, score: Score) -> float:
         log, _, split = self._data
         return float(METRICS[self._asked.rules.metric](rank(score, log, split.test).rank).mean())
@@ -167,9 +188,12 @@ class Retrain:
         except BundleError:
             shutil.rmtree(folder, ignore_errors=True)
             model, keys, _ = self._model("aligned")
-            best = max(training["history"], key=lambda row: row["valid_ndcg@10"])
+            history: list[dict[str, float]] = training["history"]
+            best = max(history, key=lambda row: row["valid_ndcg@10"], default={})
             metrics = {k: round(v, 4) for k, v in best.items() if k.startswith("valid_")}
-            bundle = export(model, folder, tower.space_id, self._recipe.preset, keys, metrics, space_id=align["space_id"])
+            log, _, split = self._data
+            int8 = (log, split.test) if self._asked.compress == "int8" else None
+            bundle = export(model, folder, tower.space_id, self._name, keys, metrics, int8, space_id=align["space_id"])
         size = sum(path.stat().st_size for path in folder.iterdir())
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         return {"version": bundle.manifest.version, "space_id": bundle.manifest.space_id, "digest": digest, "size_mb": size / 1e6}
@@ -180,8 +204,13 @@ class Retrain:
         candidate = OnnxEncoder(open_bundle(folder))
         ours, theirs = (rank(served(e, log, self._job.window), log, split.test) for e in (candidate, self._serving))
         found = beside(ours, theirs, log, split, split.test, metric)
-        worst = parity(SequenceEncoder.from_pretrained(str(folder)).eval(), (folder / "encoder.onnx").read_bytes())
-        times = {f"{who}latency_ms": latency(e, log, split, self._job) for who, e in (("", candidate), ("serving_", self._serving))}
+        graph = None if self._asked.compress == "int8" else (folder / ONNX).read_bytes()  # int8's own rules were the export's
+        model = SequenceEncoder.from_pretrained(str(folder)).eval()
+        worst = parity(model, to_onnx(model) if graph is None else graph)
+        times: dict[str, Any] = {f"{who}latency_ms": latency(e, log, split, self._job) for who, e in (("", candidate), ("serving_", self._serving))}
+        if self._asked.compress:
+            size = sum(path.stat().st_size for path in open_bundle(self._asked.serving).folder.iterdir())
+            times["compressed"] = {"size_mb": size / 1e6, "latency_ms": times["serving_latency_ms"]}
         bounds = {"parity": worst, "size_mb": (self._steps.done("bundle") or {})["size_mb"], **times}
         return {"metric": metric, "candidate": candidate.version, "serving": self._serving.version, "slices": found, **bounds}
 
