@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower")
-HEAVY = ("plumbing", "encoders", "compress", "quotas", "peers", "towers", "swap", "soak", "job", "processes", "partitions", "cost", "tablets")
+HEAVY = (
+    "plumbing", "encoders", "weekly", "compress", "quotas", "peers", "towers", "swap",
+    "soak", "job", "processes", "partitions", "cost", "tablets",
+)  # fmt: skip
 """Minutes of work, or an environment of their own: by name only."""
 
 if strange := set(sys.argv[1:]) - {*QUESTIONS, *HEAVY}:

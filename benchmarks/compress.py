@@ -1,4 +1,4 @@
-"""Variants of an encoder through the retraining's own steps and gate: size, speed and metric of int8 and of fewer channels, beside what they are made of."""
+"""Variants of an encoder through the retraining's own steps and gate: size, speed and metric of int8 and of fewer channels."""
 
 import argparse
 import json
@@ -60,8 +60,8 @@ def main() -> None:
                 "gate": "passed" if found["refused"] is None else found["refused"].split(":")[0],
             }
     note = (
-        f"the synthetic world, {events:,} events, preset S, L = 32, {RECIPE.epochs} epochs; ms for 64 full windows, one thread, least of seven, the whole "
-        "one's timed beside it in the same process; pruned ones fine-tuned for 3 epochs; the newest tenth"
+        f"the synthetic world, {events:,} events, preset S, L = 32, {RECIPE.epochs} epochs; ms for 64 full windows, one thread, least of seven, the "
+        "whole one's timed beside it in the same process; pruned ones fine-tuned for 3 epochs; the newest tenth"
     )
     record("compress", figures, "NDCG@10, paired 95 % interval; MB; ms", note)
 

@@ -52,6 +52,8 @@ class Person:
     now: int = 0
     """Which journey they are on."""
     drift: float = DRIFT
+    fashion: int = 0
+    """What comes after what, what goes with what, and what is popular: another one makes what was learned of this one worth less."""
 
 
 class Journeys:
@@ -59,8 +61,6 @@ class Journeys:
 
     def __init__(self, things: Iterable[Thing], r: random.Random) -> None:
         self._random = r
-        self.fashion = 0
-        """What comes after what, what goes with what, and what is popular: another one makes what was learned of this one worth less."""
         self._popular: dict[tuple[str, str], list[Thing]] = {}
         self._shelf: dict[tuple[str, str, int, bool], list[Thing]] = {}
         for t in things:
@@ -76,39 +76,36 @@ class Journeys:
         """What a person does next on a platform; they change by it."""
         r = self._random
         if r.random() < STRAY:
-            return self._pick(self._popular[platform, r.choice(list(TOPICS))]), r.choice(("look", "refuse"))
+            return self._pick(self._popular[platform, r.choice(list(TOPICS))], person), r.choice(("look", "refuse"))
         if r.random() < SWITCH:
             person.now = r.randrange(len(person.journeys))
         journey = person.journeys[person.now]
         if r.random() < person.drift:
             person.journeys[person.now] = Journey(r.choice(list(TOPICS)), r.randrange(SUBJECTS))
-            return self._pick(self._popular[platform, journey.topic]), "refuse"
-        if self.fashion and r.random() < COMPANION:
+            return self._pick(self._popular[platform, journey.topic], person), "refuse"
+        if person.fashion and r.random() < COMPANION:
             topics = list(TOPICS)
-            beside = topics[(topics.index(journey.topic) + 7 * self.fashion) % len(topics)]
-            return self._pick(self._popular[platform, beside]), "look"
+            beside = topics[(topics.index(journey.topic) + 7 * person.fashion) % len(topics)]
+            return self._pick(self._popular[platform, beside], person), "look"
         if r.random() < BROWSE:
-            return self._pick(self._popular[platform, journey.topic]), "look"
-        return self._along(journey, platform)
+            return self._pick(self._popular[platform, journey.topic], person), "look"
+        return self._along(person, journey, platform)
 
-    def _along(self, journey: Journey, platform: str) -> tuple[Thing, Deed]:
+    def _along(self, person: Person, journey: Journey, platform: str) -> tuple[Thing, Deed]:
+        stride = STRIDES[person.fashion % len(STRIDES)]
         while not (left := self._left(journey, platform)):  # in the shop there is nothing for who has the subject
-            journey.move(self._stride)
-        thing, buying = self._pick(left), platform == "shop"
+            journey.move(stride)
+        thing, buying = self._pick(left, person), platform == "shop"
         journey.seen.add(thing.id)
         if self._random.random() >= (BUY if buying else MOVE):
             return thing, "look"
-        journey.move(self._stride)
+        journey.move(stride)
         return thing, "take" if buying else "look"
-
-    @property
-    def _stride(self) -> int:
-        return STRIDES[self.fashion % len(STRIDES)]
 
     def _left(self, journey: Journey, platform: str) -> list[Thing]:
         return [t for t in self._shelf.get((platform, journey.topic, journey.subject, journey.has), ()) if t.id not in journey.seen]
 
-    def _pick(self, things: Sequence[Thing]) -> Thing:
+    def _pick(self, things: Sequence[Thing], person: Person) -> Thing:
         """Zipf: the n-th of a shelf is met 1/n as often as the first; which one is the first is a matter of fashion."""
         chosen = self._random.choices(range(len(things)), cum_weights=list(accumulate(1 / n for n in range(1, len(things) + 1))))[0]
-        return things[(chosen + self.fashion * len(things) // len(STRIDES)) % len(things)]
+        return things[(chosen + person.fashion * len(things) // len(STRIDES)) % len(things)]

@@ -51,9 +51,11 @@ class World:
         r = self._random
         return self._journeys.person(name, r.sample(list(ACTIONS), r.choice((1, 2, 2, 3, 3))), r.randint(1, 3))
 
-    def turn(self, fashion: int) -> None:
-        """Everybody's tastes drift: from now on other things are popular, and other subjects come next."""
-        self._journeys.fashion = fashion
+    def turn(self, fashion: int, share: float = 1.0) -> None:
+        """People's tastes drift: from now on other things are popular among so many of them, and other subjects come next."""
+        for person in self._people:
+            if share >= 1 or self._random.random() < share:
+                person.fashion = fashion
 
     def items(self) -> Iterator[tuple[str, bytes, bytes]]:
         """(platform, key, JSON) of every item, in each platform's own shape."""

@@ -1,13 +1,13 @@
 """The synthetic world: what is fixed by its seeds, and what there is to learn in it."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import count, islice
 from random import Random
 
 import pytest
 
 from streams import journeys
-from streams.catalogue import SUBJECTS, TOPICS, catalogue
+from streams.catalogue import SUBJECTS, TOPICS, Thing, catalogue
 from streams.world import Emitted, World, liveliness
 
 START = 1_790_000_000_000
@@ -86,3 +86,21 @@ def test_hours() -> None:
     hour = 3_600_000
     assert [max(range(24), key=lambda h: liveliness(p, h * hour)) for p in ("shop", "video", "news")] == [14, 21, 8]
     assert min(liveliness("news", h * hour) for h in range(24)) == 1
+
+
+def test_fashion() -> None:
+    """Where tastes drift other things come, from the same people on the same platforms; a share of the people goes over alone."""
+    plain, turned, some_turned = World(3, 60), World(3, 60), World(3, 60)
+    turned.turn(1)
+    some_turned.turn(1, 0.5)
+    fashions = [p.fashion for p in some_turned._people]
+    assert 10 < sum(fashions) < 50
+    popular = [max(Counter(t.id for t in met(world)).items(), key=lambda row: row[1])[0] for world in (plain, turned)]
+    assert popular[0] != popular[1]
+    assert {t.topic for t in met(plain)} == {t.topic for t in met(turned)}
+
+
+def met(world: World) -> list[Thing]:
+    """What one person of a world comes by on one platform."""
+    person = world._people[1]
+    return [world._journeys.next(person, person.platforms[0])[0] for _ in range(3000)]
