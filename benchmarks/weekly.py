@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt
 WEEKS, EVENTS, USERS, TURN, WEEK_MS, START_MS = 7, 14_000, 800, 0.2, 7 * 86_400_000, 1_755_000_000_000
 RECIPE = Recipe(preset="xs", dims=64, max_len=32, time=False, negatives=0, batch_users=64, batch_events=1024, lr=3e-3, ema=0.99, epochs=14,
                 precision="no", log_to="none", threads=1)  # fmt: skip
-RULES = GateRules(cold_loss=0.2, min_cases=20)
+RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a week: tighter bounds refuse at random
 
 
 class Weeks:
