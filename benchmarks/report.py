@@ -78,6 +78,15 @@ def ablations(tables: dict[str, dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
+def variants(row: dict[str, Any]) -> str:
+    """A line a variant of an encoder: metric, size, speed, and what the gate said."""
+    out = ["| variant | NDCG@10 | difference, 95 % | MB | ms for 64 windows | whole one's, beside it | gate |", "|---|---|---|---|---|---|---|"]
+    for name, v in row["figures"].items():
+        cells = [v["NDCG@10"], v.get("difference", ""), v["MB"], v["ms"], v.get("beside ms", ""), v.get("gate", "")]
+        out.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join([*out, "", f"`{row['command']}`, {row['date']}: {row['note']}.", ""])
+
+
 def put(page: Path, mark: str, text: str) -> None:
     """Replace what stands between a page's marks."""
     begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
@@ -91,6 +100,8 @@ def main() -> None:
     put(ROOT / "docs" / "scale.md", "scale", scale.tables())
     if encoder.FILE.exists():
         put(ROOT / "README.md", "age of profiles", curves(orjson.loads(encoder.FILE.read_bytes())))
+    if (RESULTS / "compress.json").exists():
+        put(ROOT / "docs" / "lifecycle.md", "compress", variants(orjson.loads((RESULTS / "compress.json").read_bytes())))
     if (RESULTS / ABLATION).exists():
         put(ROOT / "docs" / "encoder.md", "parts", ablations(orjson.loads((RESULTS / ABLATION).read_bytes())))
 
