@@ -23,14 +23,14 @@ class EncoderDown(Exception):
 class Guard:
     """Asks an encoder, and `fallback` once the encoder has failed for `after_s`. Call it on the encoding thread.
 
-    `failed` is called at each failure, `stepped_in` with the number of windows whenever the fallback made their vectors.
+    `failed` is called with the encoder's version at each failure, `stepped_in` with the number of windows whenever the fallback made their vectors.
     """
 
     def __init__(
         self,
         fallback: Encoder | None = None,
         after_s: float = 0.0,
-        failed: Callable[[], None] = lambda: None,
+        failed: Callable[[str], None] = lambda version: None,
         stepped_in: Callable[[int], None] = lambda n: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,7 +69,7 @@ class Guard:
         self._since = now if self._since is None else self._since
         pause = min(LONGEST_S, FIRST_S * 2.0 ** min(self._failures, 16))
         self._failures, self._again_at = self._failures + 1, now + pause
-        self._failed()
+        self._failed(encoder.version)
         done = "nothing is acknowledged until it works" if self.fallback is None else f"{self.fallback.version} steps in after {self._after_s:g} s"
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         log.error(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from encoder.runtime import Encoder, load_encoder
@@ -62,7 +63,8 @@ class Lifecycle:
 
     def candidate_failed(self, error: Exception) -> None:
         """The candidate could not encode a batch."""
-        self._metrics.candidate_failures.inc()
+        if (tried := self.lineup().candidate) is not None:
+            self._metrics.candidate_failures.labels(tried.version).inc()
         self.observer.failed()
         log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
 
@@ -78,6 +80,9 @@ class Lifecycle:
         m.gauge("currents_trial_events", "Events on which candidate and serving encoder were compared", lambda: self._seen().events)
         m.gauge("currents_trial_low", "Hit rate of the candidate minus the serving one's: lower bound", lambda: self._bounds()[0])
         m.gauge("currents_trial_high", "The same: upper bound", lambda: self._bounds()[1])
+        m.gauge("currents_trial_timed_batches", "Batches on which both were timed", lambda: len(self._delays()))
+        text = "By how much older half of the batches' profiles would be with the candidate alone"
+        m.gauge("currents_trial_later_seconds", text, lambda: median(self._delays() or [0.0]) / 1000)
         return again
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
@@ -102,3 +107,6 @@ class Lifecycle:
     def _bounds(self) -> tuple[float, float]:
         rules = self._settings.releases.rules
         return interval(self._seen(), rules.alpha, rules.least)
+
+    def _delays(self) -> list[float]:
+        return self.observer.trial.delays if self.observer.trial is not None else []

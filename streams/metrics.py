@@ -1,6 +1,6 @@
 """What workers and read replicas count, for Prometheus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,20 +12,36 @@ RECENT = 100_000  # ages kept for percentiles
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class AgeHistogram(Collector):
-    """Event→profile age. Takes a whole batch at once, which Histogram cannot."""
+class Ages:
+    """Counts of ages. Takes a whole batch at once, which Histogram cannot."""
 
     def __init__(self) -> None:
         self._edges = np.array(AGE_BUCKETS_MS, float)
         self._counts = np.zeros(len(self._edges) + 1)
         self._sum = 0.0
-        self._recent = np.zeros(RECENT)
-        self._seen = 0
 
     def observe(self, ages_ms: np.ndarray) -> None:
         """Count (n,) ages in ms."""
         self._counts += np.bincount(np.searchsorted(self._edges, ages_ms), minlength=len(self._counts))
         self._sum += float(ages_ms.sum())
+
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """As one cumulative histogram, in seconds as Prometheus wants it."""
+        bounds = [*(f"{e / 1000:g}" for e in self._edges), "+Inf"]
+        family.add_metric(labels, list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True)), self._sum / 1000)
+
+
+class AgeHistogram(Ages, Collector):
+    """Event→profile age, with percentiles of the last ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._recent = np.zeros(RECENT)
+        self._seen = 0
+
+    def observe(self, ages_ms: np.ndarray) -> None:
+        """Count (n,) ages in ms."""
+        super().observe(ages_ms)
         kept = ages_ms[-RECENT:]
         self._recent[(self._seen + np.arange(len(kept))) % RECENT] = kept
         self._seen += len(kept)
@@ -40,12 +56,33 @@ class AgeHistogram(Collector):
         return np.percentile(known, wanted).tolist() if known.size else [0.0] * len(wanted)
 
     def collect(self) -> Iterator[Metric]:
-        """One cumulative histogram, in seconds as Prometheus wants it."""
-        bounds = [*(f"{e / 1000:g}" for e in self._edges), "+Inf"]
-        buckets = list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
+        """One histogram."""
         family = HistogramMetricFamily("currents_event_age_seconds", "From an event's arrival in Kafka to its acknowledged profile")
-        family.add_metric([], buckets, self._sum / 1000)
+        self.add_to(family, [])
         yield family
+
+    describe = collect  # its names, for Registry.value
+
+
+class VersionAges(Collector):
+    """Ages of profiles by the encoder that made them."""
+
+    def __init__(self) -> None:
+        self._ages: dict[str, Ages] = {}
+
+    def __call__(self, version: str) -> Ages:
+        """Those of one encoder."""
+        return self._ages.setdefault(version, Ages())
+
+    def collect(self) -> Iterator[Metric]:
+        """A histogram a version."""
+        text = "From the arrival in Kafka of the newest event behind a profile to its acknowledgement, by who made it"
+        family = HistogramMetricFamily("currents_profile_age_seconds", text, labels=["version"])
+        for version, ages in list(self._ages.items()):
+            ages.add_to(family, [version])
+        yield family
+
+    describe = collect
 
 
 class Registry:
@@ -80,7 +117,7 @@ class Metrics(Registry):
         self.unchanged = Counter("currents_unchanged_total", "Windows that a batch left as they were: duplicates, replays, too old", registry=r)
         self.profiles = Counter("currents_profiles_total", "Profiles written", registry=r)
         self.reencoded = Counter("currents_reencoded_total", "Profiles written again for late item vectors, or after the fallback", registry=r)
-        self.encoder_failures = Counter("currents_encoder_failures_total", "Attempts at which the encoder failed", registry=r)
+        self.encoder_failures = Counter("currents_encoder_failures_total", "Attempts at which the encoder failed", ["version"], registry=r)
         self.fallback = Counter("currents_fallback_profiles_total", "Profiles that the fallback encoder made", registry=r)
         self.released = Counter("currents_released_profiles_total", "Profiles written again because another encoder should make them", registry=r)
         self.refused = Counter("currents_releases_refused_total", "Releases and records that were refused", ["channel"], registry=r)
@@ -89,7 +126,7 @@ class Metrics(Registry):
         self.live_hits = Counter("currents_live_hits_total", "Of these, whose item was among the first", ["platform", "version"], registry=r)
         self.drift = Gauge("currents_drift_psi", "Population stability index of the last window against the time before", ["what", "of"], registry=r)
         self.drift_alarm = Gauge("currents_drift_alarm", "1 while that is above its bounds", ["what", "of"], registry=r)
-        self.candidate_failures = Counter("currents_candidate_failures_total", "Batches that a candidate could not encode", registry=r)
+        self.candidate_failures = Counter("currents_candidate_failures_total", "Batches that a candidate could not encode", ["version"], registry=r)
         self.repaired = Counter("currents_repaired_total", "Users published again, another worker's stale rows being last", registry=r)
         self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)
         self.batch_seconds = Histogram("currents_batch_seconds", "One update batch, from records to acknowledgement", buckets=SECONDS, registry=r)
@@ -97,8 +134,9 @@ class Metrics(Registry):
         self.batch_events = Histogram(
             "currents_batch_events", "Events in one update batch", buckets=(1, 5, 10, 50, 100, 500, 1000, 2000, 4000), registry=r
         )
-        self.age = AgeHistogram()
+        self.age, self.profile_age = AgeHistogram(), VersionAges()
         r.register(self.age)
+        r.register(self.profile_age)
 
 
 class ReplicaMetrics(Registry):

@@ -6,6 +6,8 @@ and one encoder with itself over time.
 """
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,6 +30,9 @@ log = logging.getLogger("currents.observing")
 FIRST, SAMPLED, POPULAR = 10, 60, 39
 RECENT = 5_000  # actions of a platform that say what is popular
 LEFT_OUT = [BEHAVIOR_CODE["hide"], BEHAVIOR_CODE["unknown"]]
+TIMED, TIMED_S = 64, 0.025  # windows on which both encoders are timed, so many or for so long each
+SPARED = 40  # times as long as a timing took there is none: it costs 2.5 % of the encoding thread
+MOST_TIMED = 10_000  # batches of a trial
 
 
 class Case(NamedTuple):
@@ -48,6 +53,7 @@ class Observer:
         self._recent: dict[int, deque[int]] = {}
         self._random = np.random.default_rng()
         self._allowance, self._at_ms = 0.0, 0
+        self._timed, self._timed_at = TIMED, 0.0
         self.trial: Trial | None = None
         self.drift: Drift | None = None
 
@@ -123,6 +129,39 @@ class Observer:
         for case, served, tried in zip(cases, *hits, strict=True):
             trial.whole.add(served, tried)
             trial.platforms.setdefault(self._names[case.platform], Sums()).add(served, tried)
+
+    def due(self) -> bool:
+        """Whether both encoders are to be timed on a batch now; not again before they were."""
+        if self._lineup().candidate is None or time.perf_counter() < self._timed_at:
+            return False
+        self._timed_at = math.inf
+        return True
+
+    def time(self, windows: Sequence[bytes]) -> None:
+        """By how much later a batch would have been with the candidate alone. Raises nothing."""
+        began = time.perf_counter()
+        try:
+            lineup = self._lineup()
+            if lineup.candidate is not None and windows:
+                self._time(lineup, lineup.candidate, windows)
+        except Exception as error:  # a measurement must stop nobody
+            log.error("not timed: %s: %s", type(error).__name__, error)
+        now = time.perf_counter()
+        self._timed_at = now + SPARED * (now - began)
+
+    def _time(self, lineup: Lineup, candidate: Encoder, windows: Sequence[bytes]) -> None:
+        trial, table, took = self._trial(lineup, candidate), self._store.table, dict[Encoder, float]()
+        if len(trial.delays) >= MOST_TIMED:
+            return
+        features = featurize(windows[: self._timed], table, self._policy.most)
+        n = len(features.lengths)
+        pair = (lineup.serving, candidate) if len(trial.delays) % 2 else (candidate, lineup.serving)  # whoever is first finds cold caches
+        for encoder in pair:
+            began = time.perf_counter()
+            encoder.encode(fitted(features, encoder.max_len, self._policy), table)
+            took[encoder] = time.perf_counter() - began
+        trial.delays.append(1000 * (took[candidate] - took[lineup.serving]) * len(windows) / n)
+        self._timed = min(TIMED, max(1, int(n * TIMED_S / max(took.values()))))
 
     def failed(self) -> None:
         """The candidate could not encode a batch."""

@@ -194,12 +194,13 @@ class Releases(Section):
     tolerated_loss: float = Field(0.01, ge=0, le=1, description="Live hit rate that a candidate may have lost and be promoted")
     least_events: int = Field(500, ge=1, description="Events of a trial before anything is decided")
     most_events: int = Field(100_000, ge=1, description="Events after which a candidate that is not known to be good enough is rolled back")
+    tolerated_later_ms: float = Field(100.0, ge=0, description="Milliseconds by which a candidate may make a batch's profiles older")
     reencode_on_read: bool = Field(True, description="Who is read and has an earlier encoder's profile is the next to be encoded again")
 
     @property
     def rules(self) -> Rules:
         """When a trial ends."""
-        return Rules(self.alpha, self.tolerated_loss, self.least_events, self.most_events)
+        return Rules(self.alpha, self.tolerated_loss, self.least_events, self.most_events, later_ms=self.tolerated_later_ms)
 
 
 class Drifts(Section):

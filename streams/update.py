@@ -14,7 +14,7 @@ import numpy as np
 from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
 from schemas.events import decode_event
 from schemas.items import item_name
-from schemas.profiles import decode_profile
+from schemas.profiles import by_version, decode_profile
 from schemas.windows import fold, row_of
 from streams.app import Finish, nothing
 from streams.batches import RecordBatch
@@ -44,6 +44,8 @@ class Folded:
     dead: list[DeadLetter] = field(default_factory=list)
     events: int = 0
     unchanged: int = 0
+    made: dict[str, list[int]] = field(default_factory=dict)
+    """Encoder's version -> places of the profiles that it made."""
 
 
 class Written(NamedTuple):
@@ -109,8 +111,11 @@ class Updater:
         self._metrics.batch_seconds.observe(time.perf_counter() - began)
         for tablet, part in folded.items():
             self._count(records[tablet], part)
-        if self.observer is not None and (cases := [c for f in folded.values() for c in f.cases]):
-            self._pool.submit(self.observer.measure, cases)
+        if self.observer is not None:
+            if cases := [c for f in folded.values() for c in f.cases]:
+                self._pool.submit(self.observer.measure, cases)
+            if self.observer.due():
+                self._pool.submit(self.observer.time, [w for f in folded.values() for w in f.windows])
         return batches
 
     async def _write(self, folded: dict[Tablet, Folded]) -> bool:
@@ -159,6 +164,7 @@ class Updater:
                 for f in folded.values():
                     f.profiles = profiles[at : at + len(f.users)]
                     at += len(f.users)
+                    f.made = by_version(f.profiles)
                     mine = set(f.users)
                     f.waiting = [pair for pair in waiting if pair[1] in mine]
             return folded
@@ -195,7 +201,11 @@ class Updater:
         m.folded.inc(folded.events)
         m.unchanged.inc(folded.unchanged)
         m.batch_events.observe(len(records))
-        m.age.observe(now_ms() - np.array([r.timestamp for r in records], float))
+        now = now_ms()
+        m.age.observe(now - np.array([r.timestamp for r in records], float))
+        ages = now - np.array(folded.received, float)
+        for version, at in folded.made.items():
+            m.profile_age(version).observe(ages[at])
         for letter in folded.dead:
             m.dead.labels(letter.platform, letter.reason).inc()
 

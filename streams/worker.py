@@ -65,7 +65,8 @@ class Worker:
         lifecycle, e = self.lifecycle, settings.encoding
         self.spare = Baseline(self.tower.dims, self.tower.space_id)
         fallback = self.spare if e.fallback == "baseline" else None
-        self.guard = Guard(fallback, e.fallback_after_s, self.metrics.encoder_failures.inc, self.metrics.fallback.inc)
+        failures = self.metrics.encoder_failures
+        self.guard = Guard(fallback, e.fallback_after_s, lambda version: failures.labels(version).inc(), self.metrics.fallback.inc)
         self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed)
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_letter
 from schemas.events import BEHAVIORS, MAX_TS_MS, MAX_VALUE, Event, canonical_user, decode_event, encode_event, hash64
 from schemas.items import Item, ItemVector, clip_categories, content, decode_item_vector, encode_item_vector, item_key
-from schemas.profiles import Evidence, Interest, Profile, decode_profile, encode_profile, pack_maker, pack_profiles, pack_vector, unpack_vector
+from schemas.profiles import (
+    Evidence,
+    Interest,
+    Profile,
+    by_version,
+    decode_profile,
+    encode_profile,
+    pack_maker,
+    pack_profiles,
+    pack_vector,
+    unpack_vector,
+)
 from schemas.releases import Release, decode_release, encode_release
 
 EVENT = Event(1, "u1", 1_767_323_045_678, 2**64 - 1, 3, 11, "sku-1", "a1", 18.5, None, "events.shop", 2, 99)
@@ -71,6 +82,15 @@ def test_many_profiles(rows: list[tuple[str, int, int, int, int]], dims: int) ->
     columns = [np.array(c) for c in numbers]
     maker, n = pack_maker("v", "s", dims), len(rows)
     assert pack_profiles([u.encode() for u in users], 7, *columns, [maker] * n, vectors, [b"\x90"] * n) == one
+
+
+@given(st.lists(st.tuples(st.text(max_size=1024), st.sampled_from(["v1", "v10", "", "ö" * 40])), max_size=20))
+def test_by_version(rows: list[tuple[str, str]]) -> None:
+    """Every packed profile is found with the encoder that made it."""
+    packed = [encode_profile(Profile(user, 7, 1, 2, 3, 4, version, "s", 2, "float16-le", bytes(4))) for user, version in rows]
+    found = by_version(packed)
+    assert {i: version for version, at in found.items() for i in at} == {i: version for i, (_, version) in enumerate(rows)}
+    assert sum(map(len, found.values())) == len(rows)
 
 
 @pytest.mark.parametrize("name", CODECS)

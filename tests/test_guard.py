@@ -21,7 +21,8 @@ class Scene:
         self.vectors = np.ones((3, 2), np.float32)
         self.guard = Guard(fallback, after_s, self._failed, self._made, lambda: self.now)
 
-    def _failed(self) -> None:
+    def _failed(self, version: str) -> None:
+        assert version == MAIN.version
         self.failures += 1
 
     def _made(self, n: int) -> None:

@@ -1,11 +1,14 @@
 """When a candidate is promoted or rolled back, and what arriving events say of encoders."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from encoder.baseline import Baseline
+from encoder.features import Features, ItemTable
 from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
@@ -14,17 +17,18 @@ from schemas.windows import ROW, VERSION, Policy
 from streams.items import ItemStore, item_rows
 from streams.lineup import Lineup
 from streams.metrics import Metrics
-from streams.observing import Observer, hit
+from streams.observing import TIMED, Observer, hit
 from streams.portrait import Style
 from streams.profiler import Profiler
 from streams.tablets import Tablet
-from streams.trial import Rules, Sums, Trial, decide, figures, interval
+from streams.trial import Rules, Sums, Trial, decide, figures, interval, slower
 
 RULES = Rules(alpha=0.05, tolerated=0.02, least=200, most=5_000)
+PROMPT = (1.0,) * RULES.timed
 
 
-def trial(events: int, served: int, tried: int, differing: int, failures: int = 0, **platforms: Sums) -> Trial:
-    return Trial("v1", "v2", Sums(events, served, tried, differing), platforms, failures)
+def trial(events: int, served: int, tried: int, differing: int, failures: int = 0, later: Sequence[float] = PROMPT, **platforms: Sums) -> Trial:
+    return Trial("v1", "v2", Sums(events, served, tried, differing), platforms, failures, list(later))
 
 
 CASES = [
@@ -37,6 +41,10 @@ CASES = [
     (trial(10, 5, 5, 0, failures=4), "roll back", "could not encode 4"),
     (trial(1000, 450, 500, 300, shop=Sums(400, 200, 100, 150), news=Sums(600, 250, 400, 150)), "roll back", "worse on shop"),
     (trial(1000, 450, 500, 300, shop=Sums(20, 20, 0, 20), news=Sums(980, 430, 500, 280)), "promote", "hit rate"),
+    (trial(10, 5, 5, 0, later=(300.0,) * 10), "roll back", "slower: profiles 300 ms later than with v1 (median of 10 batches), 100 ms are tolerated"),
+    (trial(1000, 300, 450, 300, later=(300.0,) * 10), "roll back", "slower"),
+    (trial(1000, 300, 450, 300, later=(99.0,) * 90 + (9000.0,) * 10), "promote", "hit rate"),
+    (trial(1000, 300, 450, 300, later=(1.0,) * 9), "watch", "9 of at least 10 timed batches"),
 ]
 
 
@@ -78,9 +86,23 @@ def test_looking_always_is_allowed() -> None:
     assert fixed.mean() > 3 * alpha
 
 
+def test_slower() -> None:
+    """Looked at after every batch, a candidate that is not slower is taken for it in no more runs than alpha says; one that is, soon and always."""
+    r, runs, n, alpha = np.random.default_rng(6), 200, 300, 0.05
+    stalls = r.exponential(500, (runs, n)) * (r.random((runs, n)) < 0.05)  # of the machine, at either encoder's turn
+    noise = r.normal(0, 30, (runs, n)) + stalls * r.choice([-1, 1], (runs, n))
+    wrong = [any(slower(list(run[:k]), 100.0, alpha) for k in range(1, n)) for run in 100 + noise]
+    assert np.mean(wrong) <= alpha
+    found = [next(k for k in range(1, n) if slower(list(run[:k]), 100.0, alpha)) for run in 160 + noise]
+    assert max(found) < 60
+    assert not slower([], 100.0, alpha)
+
+
 def test_figures() -> None:
-    """The record of a trial's end has both hit rates and the bounds."""
-    found = figures(trial(1000, 300, 450, 300), RULES)
+    """The record of a trial's end has both hit rates, the bounds, the age and the failures."""
+    assert "online_later_ms" not in figures(trial(1000, 300, 450, 300, later=()), RULES)
+    found = figures(trial(1000, 300, 450, 300, 2, (10.0, 20.0, 90.0)), RULES)
+    assert (found["online_later_ms"], found["online_timed_batches"], found["online_failures"]) == (20.0, 3, 2)
     assert (found["online_hit_rate"], found["online_hit_rate_serving"], found["online_events"]) == (0.45, 0.3, 1000)
     assert found["online_low"] < 0.15 < found["online_high"]
 
@@ -106,6 +128,44 @@ class Blind:
 
     def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
         return vectors
+
+
+class Slow(Baseline):
+    """The baseline, which takes its time for every user."""
+
+    PAUSE_S = 0.01
+
+    def encode(self, features: Features, table: ItemTable) -> np.ndarray:
+        self.asked = len(features.lengths)
+        time.sleep(self.PAUSE_S * self.asked)
+        return super().encode(features, table)
+
+
+def test_timing(tmp_path: Path) -> None:
+    """Both encoders are timed on a part of a batch, for the whole of it; a slow one on fewer windows next time; and not again at once."""
+    store = ItemStore(tmp_path / "items", "s", 8)
+    lineup = Lineup(Baseline(8, "s"))
+    observer = Observer(store, lambda: lineup, Policy(64), {1: "shop"}, Metrics(), 20)
+    windows = [VERSION + ROW.pack(1, n, 1, 1, 1, 0, 0.0) for n in range(1000)]
+    assert not observer.due()
+    slow = Slow(8, "other", half_life=1.0)
+    lineup = Lineup(lineup.serving, slow, 0.1)
+    assert observer.due()
+    assert not observer.due()  # before it was timed
+    observer.time(windows)
+    assert observer.trial is not None
+    assert slow.asked == TIMED
+    assert observer.trial.delays[0] > 1000 * Slow.PAUSE_S * 1000 * 0.5
+    assert not observer.due()  # it would take too much of the thread
+    observer.time(windows)
+    assert slow.asked < TIMED
+    observer.time(windows[:1])
+    assert slow.asked == 1
+    assert len(observer.trial.delays) == 3
+    lineup = Lineup(lineup.serving, Blind(), 0.1)
+    observer.time(windows)  # a candidate that fails stops nobody
+    assert observer.trial.delays == []
+    store.close()
 
 
 def test_observing(tmp_path: Path) -> None:

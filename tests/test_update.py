@@ -15,7 +15,7 @@ from schemas.events import VERSION, Event, encode_event
 from streams.app import Finish, add_agent, nothing
 from streams.batches import RecordBatch
 from streams.items import ItemStore
-from streams.lineup import Lineup
+from streams.lineup import Lineup, in_canary
 from streams.metrics import Metrics
 from streams.profiler import Profiler, style_of
 from streams.settings import Settings
@@ -53,9 +53,11 @@ class Route:
         settings = Settings(kafka={"bootstrap": "-"}, platforms=[platform], portrait={"interests": 0})
         self.tablets, self.brokers = Tablets(folder, 8, 4), Brokers()
         self.store = ItemStore(folder / "items", "space", 8)
-        profiler = Profiler(lambda: Lineup(Baseline(8, "space")), self.store, style_of(settings), settings.encoding.policy)
+        self.lineup = Lineup(Baseline(8, "space"))
+        profiler = Profiler(lambda: self.lineup, self.store, style_of(settings), settings.encoding.policy)
         self.pool = ThreadPoolExecutor(1)
-        self.updater = Updater(settings, self.tablets, profiler, self.brokers, Metrics(), self.pool)  # type: ignore[arg-type]
+        self.metrics = Metrics()
+        self.updater = Updater(settings, self.tablets, profiler, self.brokers, self.metrics, self.pool)  # type: ignore[arg-type]
         (self.tablet,) = self.tablets.assign({PARTITION}, GENERATION)
         self.tablet.restored.set()
         self._offset = 0
@@ -114,6 +116,27 @@ def test_folded_meanwhile(tmp_path: Path) -> None:
         assert await one == [first]
         assert await (await beginning) == [second]
         assert route.tablet.offset("currents.windows")[0] == 1
+
+    on_route(tmp_path, scenario)
+
+
+def test_ages_by_encoder(tmp_path: Path) -> None:
+    """The age of every profile counts for the encoder that made it."""
+
+    async def scenario(route: Route) -> None:
+        route.brokers.open.set()
+        route.lineup = Lineup(route.lineup.serving, Baseline(8, "other", half_life=5), 0.5)
+        users = [f"u{n}" for n in range(40)]
+        tried = sum(in_canary(u.encode(), "baseline-5", 0.5) for u in users)
+        for user in users:
+            await (await route.updater.batches([route.batch(user, 2)]))
+
+        def profiles(**labels: str) -> float:
+            return route.metrics.value("currents_profile_age_seconds_count", **labels)
+
+        assert 0 < tried < 40
+        assert (profiles(version="baseline-5"), profiles(version="baseline-3"), profiles()) == (tried, 40 - tried, 40)
+        assert route.metrics.value("currents_event_age_seconds_count") == 80
 
     on_route(tmp_path, scenario)
 

@@ -262,6 +262,36 @@ def test_trial_is_decided(bootstrap: str, tmp_path: Path, better: bool) -> None:
     asyncio.run(scenario())
 
 
+def test_slow_candidate_is_over(bootstrap: str, tmp_path: Path) -> None:
+    """A canary that takes longer than is tolerated is rolled back, with by how much, before its hit rate could say anything."""
+    settings = settings_of(bootstrap, tmp_path, tolerated_later_ms=0, least_events=1_000_000)
+    slow = variant(tmp_path / "1", "v1", 1)  # a transformer, beside a decayed mean
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, load), httpx.AsyncClient(base_url=worker.url) as client:
+            await tell(settings, "candidate", msgspec.structs.replace(slow, state="canary", share=0.5))
+            await until(lambda: _true(worker.lifecycle.lineup().candidate is not None))
+            history = worker.lifecycle.swapper.history
+
+            async def ended() -> bool:
+                await load.events(40)
+                await load.folded(worker)
+                return len(history) > 1
+
+            await until(ended)
+            last = history[1].release
+            assert last is not None
+            assert (last.version, last.state) == ("v1", "rolled-back")
+            assert last.why.startswith("slower: ")
+            assert last.metrics["online_later_ms"] > 0
+            await everybody_is_of(worker, "baseline-3")
+            told = (await client.get("/metrics")).text
+            assert 'currents_profile_age_seconds_count{version="v1"}' in told
+            assert 'currents_profile_age_seconds_count{version="baseline-3"}' in told
+
+    asyncio.run(scenario())
+
+
 def test_broken_candidate_is_over(bootstrap: str, tmp_path: Path) -> None:
     """A candidate on trial that a worker can never load is refused by one record with the reason, and the next one may be tried."""
     settings = settings_of(bootstrap, tmp_path)
