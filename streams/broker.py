@@ -54,8 +54,8 @@ def started() -> Iterator[Embedded]:
     address = f"127.0.0.1:{_free_port()}"
     command = [binary, "broker", "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
     environment = {**os.environ, "RUST_LOG": "error"}
-    process = subprocess.Popen(
-        [*command, "--storage-engine", "memory://tansu/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    process = subprocess.Popen(  # a group of its own: Ctrl-C is for us, who need the broker to the end
+        [*command, "--storage-engine", "memory://tansu/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, process_group=0
     )
     try:
         _wait(process, address)

@@ -197,10 +197,10 @@ class Tests:
 
 
 class Teller:
-    """Says what happens, with the time, and draws the quality line."""
+    """Says what happens, with the time, and draws the quality line; on stderr where stdout is for JSON."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._console, self._began = Console(stderr=quiet, highlight=False, quiet=quiet), time.monotonic()
+    def __init__(self, as_json: bool) -> None:
+        self._console, self._began = Console(stderr=as_json, highlight=False), time.monotonic()
 
     def __call__(self, text: str) -> None:
         """A line."""

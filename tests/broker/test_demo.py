@@ -1,6 +1,7 @@
 """The demo, as a newcomer runs it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,3 +46,16 @@ def test_screen_and_signal() -> None:
     assert process.returncode == 0, text
     for shown in ("event → profile", "dead letters:", "curl http://127.0.0.1:", "/docs", "0 of ", "by the encoder xs-"):
         assert shown in text
+
+
+def test_interrupted() -> None:
+    """Ctrl-C, which a terminal sends to every process of the demo's group, ends it as a signal to it alone does: with its result."""
+    command = [*COMMAND, "--rate", "300", "--users", "200", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(process.pid).net_connections("inet")):
+            time.sleep(0.2)
+        time.sleep(10)
+        os.killpg(process.pid, signal.SIGINT)
+        text, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said[-3000:]
+    assert json.loads(text.splitlines()[-1])["windows_wrong"] == 0
