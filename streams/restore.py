@@ -113,7 +113,7 @@ async def restore(
             have = dict.fromkeys(parts, (-1, 0))
         steps = (
             partial(put_windows, short=short, table=table, policy=policy),
-            partial(put_profiles, stale=stale, table=table, fallback=fallback),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}),
         )
         for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
             start = max(have[tp][0] + 1, first[tp])
@@ -144,12 +144,19 @@ def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table
 
 
 def put_profiles(
-    tablet: Tablet, records: Sequence[Any], stale: set[bytes], table: ItemTable, offsets: dict[str, int], fallback: str | None = None
+    tablet: Tablet,
+    records: Sequence[Any],
+    stale: set[bytes],
+    table: ItemTable,
+    offsets: dict[str, int],
+    fallback: str | None = None,
+    noted: dict[bytes, list[bytes]] | None = None,
 ) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
-    A row of the encoder `fallback`: the user is noted as one who waits for the encoder.
+    A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
+    theirs takes that back.
     """
     latest = {r.key: r.value for r in records}
     users, late = list(latest), list[tuple[bytes, bytes]]()
@@ -164,7 +171,13 @@ def put_profiles(
                 late.append((key_bytes(int(known[0])), user))
         if fallback and profile and is_by(profile, fallback):
             late.append((FALLBACK, user))
-    tablet.write(profiles=latest.items(), waiting=late, offsets=offsets, now_ms=now_ms())
+    earlier = {} if noted is None else {user: noted.pop(user) for user in users if user in noted}
+    still = set(late)
+    over = [(key, user) for user, keys in earlier.items() for key in keys if (key, user) not in still]
+    if noted is not None:
+        for key, user in late:
+            noted.setdefault(user, []).append(key)
+    tablet.write(profiles=latest.items(), waiting=late, arrived=over, offsets=offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

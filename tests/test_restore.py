@@ -156,6 +156,22 @@ def test_late_item_of_another_worker(tablet: Tablet, unknown: int) -> None:
     tablet.close()
 
 
+def test_later_row_takes_it_back(tablet: Tablet) -> None:
+    """Who was noted by an earlier row waits no longer once a later one, read in another part, is as it should be; others still do."""
+    table, noted = ItemTable(2), dict[bytes, list[bytes]]()
+    table.put(7, np.ones(2, np.float32))
+    out = np.zeros(2, DTYPE)
+    out["ts_ms"], out["event_id"], out["item_key"] = 5, [1, 2], 7
+    users = [b"u", b"v"]
+    tablet.write(windows=[(user, VERSION + out.tobytes()) for user in users])
+    before = [Record(u, profile(u.decode(), [5, 5], 2)) for u in users]
+    put_profiles(tablet, before, set(), table, {"t": 1}, "e", noted)
+    assert sorted(tablet.waiting(key_bytes(7))) == sorted(tablet.waiting(FALLBACK)) == users
+    put_profiles(tablet, [Record(b"u", profile("u", [5, 5], 0))], set(), table, {"t": 2}, "other", noted)
+    assert list(tablet.waiting(key_bytes(7))) == list(tablet.waiting(FALLBACK)) == [b"v"]
+    tablet.close()
+
+
 def test_other_bytes() -> None:
     """A window that is none is an error, not lost events."""
     with pytest.raises(ValueError, match="version"):

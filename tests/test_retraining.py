@@ -17,7 +17,7 @@ SERVES = {"version": "a", "bundle": "b", "digest": "c"}
 
 
 def begin(folder: Path, serving: dict[str, str] = SERVES) -> Steps:
-    steps = _open(folder, serving, lambda at: None)
+    steps = _open(folder, serving, lambda at: None, "")
     steps.step("slice", lambda: {"serving": serving})
     return steps
 
