@@ -31,7 +31,7 @@ def test_which_run(tmp_path: Path) -> None:
     assert second.folder.name > first.folder.name
     other = begin(tmp_path, {**SERVES, "version": "z"})
     assert other.folder.name > second.folder.name
-    assert Steps(second.folder).refused == "begun beside a, z serves now"
+    assert Steps(second.folder).refused == "begun beside a (trained), z serves now"
     other.step("announce", dict)
     assert begin(tmp_path, {**SERVES, "version": "z"}).folder.name > other.folder.name
     (tmp_path / "99990101T000000Z").mkdir()  # of a clock that was ahead
