@@ -25,7 +25,7 @@ from streams.ranking import Ranker
 from streams.sending import partition_of
 from streams.serving import serve
 from streams.settings import Settings
-from streams.startup import claim, listen
+from streams.startup import claim, listen, one_thread
 from streams.storage import StorageError
 from streams.tablets import Tablets, now_ms
 from streams.tasks import Tasks, signalled, until
@@ -183,6 +183,7 @@ def _number(value: float | None) -> float:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Replica]:
     """A started replica; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError before it listens."""
+    one_thread()
     replica = Replica(settings, await asyncio.to_thread(_look, settings))
     try:
         replica.start()

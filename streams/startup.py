@@ -6,11 +6,18 @@ import socket
 from pathlib import Path
 from typing import TextIO
 
+from threadpoolctl import threadpool_limits
+
 from streams.settings import Settings, SettingsError
 from streams.storage import StorageError
 from streams.topics import BrokerError, admin, create, differences
 
 log = logging.getLogger("currents.worker")
+
+
+def one_thread() -> None:
+    """numpy's products on one thread: the others of OpenBLAS spin for tens of ms after each, which doubled what a worker's events cost."""
+    threadpool_limits(1, "blas")
 
 
 def prepare(settings: Settings) -> None:

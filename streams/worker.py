@@ -32,7 +32,7 @@ from streams.restore import answers, restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
-from streams.startup import claim, listen, prepare
+from streams.startup import claim, listen, one_thread, prepare
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
@@ -221,6 +221,7 @@ class Worker:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Worker]:
     """A started worker; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError, BundleError before it joins."""
+    one_thread()
     await asyncio.to_thread(prepare, settings)
     releases = await read_history(settings.kafka, settings.topic("releases")) if settings.follows() else []
     worker = Worker(settings, releases)
