@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower")
+QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower", "drift")
 HEAVY = (
     "plumbing", "encoders", "weekly", "compress", "quotas", "peers", "towers", "swap",
     "soak", "job", "processes", "partitions", "cost", "tablets",

@@ -50,7 +50,7 @@ class Lifecycle:
         names = {p.code: p.name for p in settings.platforms}
         self.observer = Observer(store, self.lineup, e.policy, names, metrics, r.observed_per_s)
         d = settings.drift
-        self.drift = Drift(d.window_s, d.reference_h, d.psi, d.alpha, d.least, self._drifted)
+        self.drift = Drift(d.window_s, d.reference_h, d.psi, d.share, d.alpha, d.least, self._drifted)
         self.observer.drift = self.drift
 
     def _drifted(self, what: str, of: str, psi: float, alarm: bool) -> None:

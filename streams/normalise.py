@@ -13,6 +13,7 @@ from schemas.events import encode_event
 from schemas.items import Item, item_name
 from schemas.mapping import Mapper, Rejected
 from streams.batches import RecordBatch
+from streams.drift import looks
 from streams.items import item_rows
 from streams.metrics import Metrics
 from streams.sending import Row, Sender, by_partition
@@ -20,6 +21,9 @@ from streams.settings import Settings
 from streams.tablets import now_ms
 
 OLDEST_MS = 3_600_000
+LOOKED_AT = 64  # events of a batch whose fields are looked at, up to twice as many: their distribution is watched
+Seen = Callable[[str, int, Sequence[str], Sequence[tuple[int, int]]], None]
+"""Takes a platform, how many of its records were used, the reasons why others were not, and what some events look like."""
 
 
 @dataclass
@@ -29,12 +33,14 @@ class Mapped:
     rows: list[Row] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     filtered: int = 0
+    looks: list[tuple[int, int]] = field(default_factory=list)
+    """Of some events, as streams.drift watches them."""
 
 
 def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
     """Records of `events.<platform>` -> rows of `currents.events`."""
-    out, now = Mapped(), now_ms()
-    for r in records:
+    out, now, step = Mapped(), now_ms(), max(1, len(records) // LOOKED_AT)
+    for n, r in enumerate(records):
         events = mapper.events(r.value, r.topic, r.partition, r.offset, now)
         if isinstance(events, Rejected):
             out.dead.append(letter_of(r, events.reason, events.detail, platform, now))
@@ -42,6 +48,8 @@ def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
         out.filtered += not events
         at = row_time(r.timestamp, now)
         out.rows += [(e.user_id.encode(), encode_event(e), at) for e in events]
+        if events and not n % step:
+            out.looks.append(looks(events[0]))
     return out
 
 
@@ -93,7 +101,7 @@ class Normaliser:
         sender: Sender,
         metrics: Metrics,
         pool: Executor,
-        seen: Callable[[str, int, int], None] = lambda platform, good, dead: None,
+        seen: Seen = lambda platform, good, dead, looks: None,
     ) -> None:
         self._partitions = settings.worker.partitions
         self._events, self._vectors, self._dead = settings.topic("events"), settings.topic("item-vectors"), settings.topic("dead-letters")
@@ -110,7 +118,7 @@ class Normaliser:
         m.received.labels(platform).inc(len(records))
         m.events.labels(platform).inc(len(mapped.rows))
         m.filtered.labels(platform).inc(mapped.filtered)
-        self._seen(platform, len(records) - len(mapped.dead), len(mapped.dead))
+        self._seen(platform, len(records) - len(mapped.dead), [d.reason for d in mapped.dead], mapped.looks)
 
     async def items(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Embed and send; returns when every row is acknowledged."""

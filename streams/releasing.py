@@ -62,6 +62,8 @@ def list_releases(
     out.print(said, highlight=False, soft_wrap=True, markup=False)
     for what, why in worker.get("refused", {}).items():
         out.print(f"refused: {what}: {why}", highlight=False, soft_wrap=True, markup=False)
+    for alarm in worker.get("drift", []):
+        out.print(f"not as it was: {alarm}", highlight=False, soft_wrap=True, markup=False)
 
 
 @releases.command("show")

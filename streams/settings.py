@@ -204,12 +204,13 @@ class Releases(Section):
 
 
 class Drifts(Section):
-    """Alarms when events or vectors are no longer distributed as they were: `docs/swapping.md`. None with `releases.observed_per_s` = 0."""
+    """Alarms when events or vectors are no longer distributed as they were: `docs/swapping.md`; of records alone if `releases.observed_per_s` = 0."""
 
     window_s: float = Field(300.0, gt=0, description="Seconds that are compared with the time before")
     reference_h: float = Field(24.0, gt=0, description="Hours after which what was counted before weighs half")
     psi: float = Field(0.2, gt=0, description="Population stability index above which there is an alarm")
-    alpha: float = Field(1e-4, gt=0, lt=1, description="Chance of that index without any change, above which there is none")
+    share: float = Field(0.02, gt=0, le=1, description="Share of all by which one that doubled or halved must have moved for an alarm")
+    alpha: float = Field(1e-4, gt=0, lt=1, description="Chance of either without any change, above which there is none")
     least: int = Field(500, ge=1, description="Events of a window, and of the time before, without which nothing is said")
 
 

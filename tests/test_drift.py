@@ -1,12 +1,15 @@
 """Alarms about how events and vectors are distributed."""
 
+from typing import Any
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.events import BEHAVIOR_CODE
-from streams.drift import PARTS, Drift, chi_square, psi
+from schemas.events import BEHAVIOR_CODE, Event
+from streams.drift import BINS, PARTS, Drift, chi_square, looks, moved, psi
 
 
 class Clock:
@@ -19,7 +22,7 @@ class Clock:
 def watched(least: int = 500, alpha: float = 1e-4) -> tuple[Drift, Clock, dict[tuple[str, str], tuple[float, bool]]]:
     """A drift of windows of 5 s, with what it told last."""
     clock, told = Clock(), dict[tuple[str, str], tuple[float, bool]]()
-    return Drift(5.0, 1.0, 0.2, alpha, least, lambda what, of, found, alarm: told.update({(what, of): (found, alarm)}), clock), clock, told
+    return Drift(5.0, 1.0, 0.2, 0.02, alpha, least, lambda what, of, found, alarm: told.update({(what, of): (found, alarm)}), clock), clock, told
 
 
 def seconds(drift: Drift, clock: Clock, n: int, views: float, unknown: float, seed: int) -> None:
@@ -77,7 +80,7 @@ def test_few_events_are_not_enough() -> None:
 def test_raised_and_cleared(views: float, unknown: float, alarm: str) -> None:
     """What moves is named, nothing else, and the alarm ends when all is as it was."""
     drift, clock, told = watched()
-    seconds(drift, clock, 30, 0.8, 0.02, 1)
+    seconds(drift, clock, 150, 0.8, 0.02, 1)
     seconds(drift, clock, 8, views, unknown, 2)
     assert drift.alarms() == [alarm]
     what, of = alarm.split(" of ")
@@ -97,12 +100,81 @@ def test_what_lasts_becomes_usual() -> None:
 
 
 def test_records() -> None:
-    """A mapping that fits no longer shows as dead letters."""
+    """A mapping that fits no longer shows as dead letters, also as few ones."""
     drift, clock, _ = watched()
     for n in range(40):
-        drift.records("shop", 300 if n < 30 else 200, 1 if n < 30 else 101)
+        drift.records("shop", 300, ["bad-time"] * (1 if n < 30 else 15), [])
         clock.now += 1.0
     assert drift.alarms() == ["dead-letters of shop"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_other_reasons(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """As many dead letters as before, of another reason, are an alarm that names it; those of the same reasons are none."""
+    drift, clock, r = *watched()[:2], np.random.default_rng(seed)
+
+    def records(reason: str) -> None:
+        dead = int(r.binomial(300, 0.06))
+        drift.records("shop", 300 - dead, [reason] * dead, [])
+        clock.now += 1.0
+
+    for _ in range(100):
+        records("no-item")
+        assert drift.alarms() == []
+    for _ in range(10):
+        records("unknown-behavior")
+    assert drift.alarms() == ["dead-letters of shop"]
+    assert "; unknown-behavior: " in caplog.text
+
+
+CHANGES = [
+    ({"value": None}, "fields of shop"),
+    ({"dwell_s": 3.0}, "fields of shop"),
+    ({"item_id": "1b4e28ba-2fa1-11d2-883f-0016d3cca427"}, "item-ids of shop"),
+    ({"item_id": "sku12345"}, "item-ids of shop"),
+    ({"item_id": "ключ"}, "item-ids of shop"),
+]
+
+
+@pytest.mark.parametrize(("change", "alarm"), CHANGES)
+def test_looks(change: dict[str, Any], alarm: str) -> None:
+    """Optional fields that go or come, and item ids of another form, are an alarm from one event in twenty on."""
+    drift, clock, _ = watched()
+    usual = Event(1, "u", 1, 1, 1, 1, "12345", "a", 2.0)
+    other = msgspec.structs.replace(usual, **change)
+    for n in range(40):
+        some = [other if n >= 30 and k % 20 == 0 else usual for k in range(300)]
+        drift.records("shop", 300, [], [looks(e) for e in some])
+        clock.now += 1.0
+    assert drift.alarms() == [alarm]
+
+
+@given(st.text(min_size=1, max_size=60), st.booleans(), st.booleans())
+def test_every_event_looks_like_something(item: str, value: bool, dwell: bool) -> None:
+    """Whatever an event is, it is of a bin."""
+    fields, ids = looks(Event(1, "u", 1, 1, 1, 1, item, "a", 1.0 if value else None, 0.0 if dwell else None))
+    assert (0 <= fields < len(BINS["fields"]), 0 <= ids < len(BINS["item-ids"])) == (True, True)
+
+
+def test_moved_by_chance() -> None:
+    """Where nothing changes a share is taken for moved no more often than alpha says, whatever the share and the numbers."""
+    r, alpha = np.random.default_rng(7), 0.01
+    for share in (0.005, 0.02, 0.2, 0.5):
+        for n, m in ((500, 500), (500, 50_000), (20_000, 50_000)):
+            found = 0
+            for _ in range(1000):
+                window, reference = (np.array([k - (x := r.binomial(k, share)), x], float) for k in (n, m))
+                found += bool(moved(window, reference, 1e-6, alpha).any())
+            assert found / 1000 <= 2 * alpha
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "alarm"), [(0.02, 0.08, True), (0.003, 0.05, True), (0.04, 0.0, True), (0.3, 0.35, False), (0.001, 0.01, False)]
+)
+def test_moved(before: float, now: float, alarm: bool) -> None:
+    """A share that doubles or halves by two hundredths of all has moved; less, or not to twice as much, has not."""
+    counts = [np.array([1 - share, share]) * 20_000 for share in (now, before)]
+    assert bool(moved(*counts, 0.02, 1e-4).any()) == alarm
 
 
 @pytest.mark.parametrize("broken", ["collapsed", "zero", "long", "one item"])
