@@ -96,10 +96,7 @@ class Lifecycle:
 
     def health(self) -> dict[str, Any]:
         """Which encoders there are, and which releases were refused and why."""
-        lineup = self.lineup()
-        tried = lineup.candidate
-        encoders = {"serving": lineup.serving.version, "candidate": tried.version if tried else None, "share": lineup.share}
-        return {"encoders": encoders, "refused": self.swapper.refused, "drift": self.drift.alarms()}
+        return {"encoders": self.lineup().health(), "refused": self.swapper.refused, "drift": self.drift.alarms()}
 
     def _seen(self) -> Sums:
         return self.observer.trial.whole if self.observer.trial is not None else Sums()

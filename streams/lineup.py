@@ -61,6 +61,10 @@ class Lineup:
         older = ((gone, *self.older) if stays and gone is not None else self.older)[:2]
         return Lineup(self.serving, candidate, share if candidate is not None else 0.0, tuple(e for e in older if e is not candidate))
 
+    def health(self) -> dict[str, object]:
+        """For /healthz."""
+        return {"serving": self.serving.version, "candidate": self.candidate.version if self.candidate else None, "share": self.share}
+
     def settled(self) -> "Lineup":
         """No profile here is of an earlier encoder any more."""
         return replace(self, older=())

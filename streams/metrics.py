@@ -102,7 +102,17 @@ class Registry:
         return sum(s.value for s in found if labels.items() <= s.labels.items())
 
 
-class Metrics(Registry):
+class SwapMetrics(Registry):
+    """What every process counts that follows the topic of releases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        r = self.registry
+        self.refused = Counter("currents_releases_refused_total", "Releases and records that were refused", ["channel"], registry=r)
+        self.swap_seconds = Histogram("currents_swap_seconds", "Change of the lineup between two batches", buckets=SECONDS, registry=r)
+
+
+class Metrics(SwapMetrics):
     """What a worker counts."""
 
     def __init__(self) -> None:
@@ -120,8 +130,6 @@ class Metrics(Registry):
         self.encoder_failures = Counter("currents_encoder_failures_total", "Attempts at which the encoder failed", ["version"], registry=r)
         self.fallback = Counter("currents_fallback_profiles_total", "Profiles that the fallback encoder made", registry=r)
         self.released = Counter("currents_released_profiles_total", "Profiles written again because another encoder should make them", registry=r)
-        self.refused = Counter("currents_releases_refused_total", "Releases and records that were refused", ["channel"], registry=r)
-        self.swap_seconds = Histogram("currents_swap_seconds", "Change of the lineup between two batches", buckets=SECONDS, registry=r)
         self.live_tests = Counter("currents_live_tests_total", "Events that tested the profile before them", ["platform", "version"], registry=r)
         self.live_hits = Counter("currents_live_hits_total", "Of these, whose item was among the first", ["platform", "version"], registry=r)
         self.drift = Gauge("currents_drift_psi", "Population stability index of the last window against the time before", ["what", "of"], registry=r)
@@ -139,7 +147,7 @@ class Metrics(Registry):
         r.register(self.profile_age)
 
 
-class ReplicaMetrics(Registry):
+class ReplicaMetrics(SwapMetrics):
     """What a read replica counts."""
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""`currents serve`: a read replica. It follows the profile changelog into a RocksDB of its own and answers reads; many can stand side by side."""
+"""`currents serve`: a read replica. It follows the profile changelog into a RocksDB of its own and answers reads; many can stand side by side.
+
+One that keeps items ranks too, and follows the topic of releases for that: with the encoders whose profiles it has.
+"""
 
 import asyncio
 import contextlib
@@ -15,18 +18,24 @@ import orjson
 from aiokafka.errors import KafkaError
 
 from encoder.baseline import Baseline
-from encoder.runtime import load_encoder
+from encoder.features import ItemTable
+from encoder.runtime import Encoder, load_encoder
 from encoder.towers import load_tower
+from schemas.releases import Release
 from streams.answers import Problem, not_yet
+from streams.fetching import load_release
 from streams.following import Behind, Follower, follow_items
 from streams.items import ItemStore, load_items
+from streams.lineup import Lineup
 from streams.metrics import ReplicaMetrics
 from streams.ranking import Ranker
+from streams.releases import Announced, read_history, serving, trial
 from streams.sending import partition_of
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, listen, one_thread
 from streams.storage import StorageError
+from streams.swap import Swapper
 from streams.tablets import Tablets, now_ms
 from streams.tasks import Tasks, signalled, until
 from streams.topics import BrokerError, admin, identity
@@ -37,9 +46,9 @@ SWITCH_S = 0.001  # the thread that applies rows gives the event loop its turn a
 
 
 class Replica:
-    """A running replica, and its `streams.query.Source`. Use it through `running`."""
+    """A running replica, and its `streams.query.Source`. Use it through `running`. `releases`: the topic as it is, if it is followed."""
 
-    def __init__(self, settings: Settings, changelog: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Settings, changelog: Mapping[str, Any], releases: Sequence[Announced] = ()) -> None:
         self.settings, self.metrics = settings, ReplicaMetrics()
         s = settings.serve
         folder = Path(s.data_dir)
@@ -50,8 +59,9 @@ class Replica:
         self._partitions: int = changelog["partitions"]
         self._pool = ThreadPoolExecutor(1, "apply")
         self._ranker = self._items = None
+        self._swapper: Swapper | None = None
         if s.items:
-            self._items, self._ranker = self._with_items(folder)
+            self._items, self._ranker = self._with_items(folder, releases)
         self.socket = listen(s.host, s.port, "serve.port")
         self.url = "http://{}:{}".format(*self.socket.getsockname()[:2])
         self._follower = Follower(settings.kafka, changelog["topic"], self.tablets, self._pool, self.metrics.rows.inc)
@@ -59,14 +69,34 @@ class Replica:
         self.failed = self._tasks.failed
         self._add_gauges()
 
-    def _with_items(self, folder: Path) -> tuple[ItemStore, Ranker]:
-        e = self.settings.encoding
+    def _with_items(self, folder: Path, releases: Sequence[Announced]) -> tuple[ItemStore, Ranker]:
+        e, cache, retry_s = self.settings.encoding, folder / "bundles", self.settings.releases.retry_s
         tower = load_tower(e.tower)
+
+        def load(release: Release, beside: Encoder | None = None) -> Encoder:
+            return load_release(release, cache, tower.space_id, tower.dims, e.threads, "cpu", beside)
+
         encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, "cpu")
         store = load_items(folder / "items", tower.space_id, tower.dims)
         self._items_pool, self._items_ready = ThreadPoolExecutor(1, "items"), asyncio.Event()
-        encoders = {tower.space_id: Baseline(tower.dims, tower.space_id), encoder.space_id: encoder}
-        return store, Ranker(store, tower, encoders.get, self._items_pool)
+        nothing = ItemTable(tower.dims)  # a request's items are projected as they come: none are kept in the encoders' spaces
+        self._spare = Baseline(tower.dims, tower.space_id)
+        self._swapper = Swapper(Lineup(encoder), releases, load, nothing, self._items_pool, self.metrics, cache, retry_s)
+        return store, Ranker(store, tower, self._encoder_of, self._items_pool)
+
+    def _encoder_of(self, space_id: str) -> Encoder | None:
+        """Who projects items for profiles of a space. Raises Problem where that is a release which is not here yet."""
+        assert self._swapper is not None
+        found = self._swapper.lineup.of_space(space_id)
+        if found is None and space_id == self._spare.space_id:
+            return self._spare
+        history = self._swapper.history
+        awaited = [r for r in (serving(history), trial(history)) if found is None and r is not None and r.space_id == space_id]
+        if awaited:
+            raise not_yet(
+                f"release {awaited[0].version} is not here{': ' + why if (why := self._swapper.refused.get(awaited[0].version)) else ' yet'}"
+            )
+        return found
 
     def _add_gauges(self) -> None:
         m = self.metrics
@@ -106,7 +136,10 @@ class Replica:
         """Whether the replica goes on, and how far behind it is."""
         behind = self._behind()
         status = "failed" if self.failed.done() else "ok" if self._within(behind) else "behind"
-        return {"status": status, "behind": {"records": behind.records, "seconds": behind.seconds}}
+        said: dict[str, Any] = {"status": status, "behind": {"records": behind.records, "seconds": behind.seconds}}
+        if self._swapper is None:
+            return said
+        return {**said, "encoders": self._swapper.lineup.health(), "refused": self._swapper.refused}
 
     def ready(self) -> dict[str, Any]:
         """How far behind, while no partition is too far."""
@@ -140,6 +173,8 @@ class Replica:
         if self._items is not None:
             topic, n = s.topic("item-vectors"), s.worker.partitions
             followed.append(follow_items(s.kafka, topic, n, self._items, self._items_pool, self._items_ready, lambda _: None))
+        if self._swapper is not None and s.follows():
+            followed.append(self._swapper.follow(s.kafka, s.topic("releases")))
         try:
             await asyncio.gather(*followed)
         except KafkaError as error:
@@ -184,7 +219,9 @@ def _number(value: float | None) -> float:
 async def running(settings: Settings) -> AsyncIterator[Replica]:
     """A started replica; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError before it listens."""
     one_thread()
-    replica = Replica(settings, await asyncio.to_thread(_look, settings))
+    changelog = await asyncio.to_thread(_look, settings)
+    follows = settings.serve.items and settings.follows()
+    replica = Replica(settings, changelog, await read_history(settings.kafka, settings.topic("releases")) if follows else ())
     try:
         replica.start()
         yield replica

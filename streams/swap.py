@@ -24,7 +24,7 @@ from encoder.runtime import Encoder
 from schemas.releases import Release
 from streams.fetching import FetchError, keep
 from streams.lineup import Lineup
-from streams.metrics import Metrics
+from streams.metrics import SwapMetrics
 from streams.releases import Announced, earlier, of_record, serving, trial
 from streams.restore import reader
 from streams.settings import Kafka
@@ -45,7 +45,7 @@ class Swapper:
         load: Load,
         table: ItemTable,
         pool: Executor,
-        metrics: Metrics,
+        metrics: SwapMetrics,
         cache: Path,
         retry_s: float,
     ) -> None:

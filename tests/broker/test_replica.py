@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,8 +17,11 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from schemas.profiles import encode_profile
+from encoder.towers import load_tower
+from schemas.profiles import Profile, encode_profile
+from schemas.releases import Release
 from streams.broker import embedded
+from streams.releases import announce
 from streams.replica import BEHIND, Replica
 from streams.replica import running as replicating
 from streams.sending import partition_of
@@ -29,6 +32,7 @@ from streams.worker import running as working
 from tests.apache import free_port
 from tests.broker import live
 from tests.broker.live import PARTITIONS, until
+from tests.bundles import variant
 from tests.test_codecs import PROFILE
 
 pytestmark = pytest.mark.broker
@@ -47,11 +51,15 @@ def settings_of(bootstrap: str, folder: Path, **serve: Any) -> Settings:
 
 async def publish(settings: Settings, users: dict[str, int | None]) -> None:
     """Rows of the profile changelog: users and how many events their profile says; None erases."""
+    await published(settings, {u: None if n is None else msgspec.structs.replace(PROFILE, user_id=u, events=n) for u, n in users.items()})
+
+
+async def published(settings: Settings, profiles: Mapping[str, Profile | None]) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
     await producer.start()
     try:
-        for user, events in users.items():
-            row = None if events is None else encode_profile(msgspec.structs.replace(PROFILE, user_id=user, events=events))
+        for user, profile in profiles.items():
+            row = None if profile is None else encode_profile(profile)
             await producer.send_and_wait(settings.topic("profiles"), row, user.encode(), partition_of(user.encode(), PARTITIONS))
     finally:
         await producer.stop()
@@ -131,6 +139,67 @@ def test_answers_like_the_worker(bootstrap: str, tmp_path: Path) -> None:
                 assert BEHIND not in theirs.headers
 
     asyncio.run(scenario())
+
+
+def test_ranks_by_what_is_served(bootstrap: str, tmp_path: Path) -> None:
+    """A replica that keeps items goes over to a release, keeps it when the next is refused, and goes back, and ranks as the worker does."""
+    settings = settings_of(bootstrap, tmp_path, items=True)
+    releases, users = settings.topic("releases"), [f"u{n}" for n in range(4)]
+    v1 = variant(tmp_path / "v1", "v1", 1)
+    broken = msgspec.structs.replace(v1, version="bad", digest="0" * 64, space_id="space-bad")
+    day_0 = Release("baseline-3", load_tower("static").space_id, "", "", "rolled-back", 1.0, "v1", 1, "test", "")
+    items = {"items": [f"shop:i{n}" for n in range(10)]}
+
+    async def scenario() -> None:
+        await live.items(settings)
+        await live.events(settings, users, "a")
+        async with working(settings) as worker, replicating(settings) as replica, httpx.AsyncClient(timeout=30) as client:
+
+            async def alike(version: str) -> bool:
+                for user in users:
+                    both = [await client.post(f"{url}{path(user)}:rank", json=items) for url in (worker.url, replica.url)]
+                    if [b.status_code for b in both] != [200, 200] or {b.json()["encoder_version"] for b in both} != {version}:
+                        return False
+                    if both[0].json()["updated_at"] != both[1].json()["updated_at"]:
+                        return False
+                    rows = [{r["item"]: r["score"] for r in b.json()["ranked"]} for b in both]
+                    assert len(rows[0]) == 10
+                    assert rows[1] == pytest.approx(rows[0], abs=1e-5)
+                return True
+
+            await until(lambda: alike("baseline-3"))
+            await announce(settings.kafka, releases, "serving", v1)
+            await until(lambda: alike("v1"))
+            await announce(settings.kafka, releases, "serving", broken)
+
+            async def refused() -> bool:
+                return "sha256" in (await client.get(f"{replica.url}/healthz")).json()["refused"].get("bad", "")
+
+            await until(refused)
+            assert await alike("v1")
+            await announce(settings.kafka, releases, "serving", day_0)
+            await until(lambda: alike("baseline-3"))
+            encoders = (await client.get(f"{replica.url}/healthz")).json()["encoders"]
+            assert encoders == {"serving": "baseline-3", "candidate": None, "share": 0.0}
+
+    asyncio.run(scenario())
+
+
+def test_release_that_is_not_there(bootstrap: str, tmp_path: Path) -> None:
+    """While a served release cannot be had, its profiles are read and not ranked, with 503 and the reason; profiles of a foreign space are 409."""
+    settings = settings_of(bootstrap, tmp_path, items=True)
+    gone = msgspec.structs.replace(variant(tmp_path / "v1", "v1", 1), bundle=str(tmp_path / "nowhere"))
+    rows = {user: msgspec.structs.replace(PROFILE, user_id=user, space_id=space) for user, space in (("u1", "space-v1"), ("u2", "foreign"))}
+
+    async def scenario(replica: Replica, client: httpx.AsyncClient) -> None:
+        assert (await client.get(path("u1"))).status_code == 200
+        answer = await client.post(path("u1") + ":rank", json={"items": []})
+        assert (answer.status_code, "release v1 is not here" in answer.json()["error"]) == (503, True)
+        assert (await client.post(path("u2") + ":rank", json={"items": []})).status_code == 409
+
+    asyncio.run(announce(settings.kafka, settings.topic("releases"), "serving", gone))
+    asyncio.run(published(settings, rows))
+    ask(settings, scenario)
 
 
 def timeless(response: httpx.Response) -> Any:
