@@ -26,7 +26,7 @@ from schemas.mapping import REASONS
 log = logging.getLogger("currents.drift")
 PARTS = 5  # of a window: with every one that is over the oldest goes into the reference
 BUCKETS = 16  # of items that are ranked first
-RANKED = 1_000  # items among which the first is looked for: 7 µs; with 5,000 the product goes to threads, and takes 50 ms where all cores are busy
+RANKED = 1_000  # items among which the first is looked for: a few µs
 NEAR = np.linspace(-1, 1, 17)[1:-1]  # edges of the cosine with the mean
 LONG = (4, 8, 16, 32)  # characters of item ids, up to which their bins go; longer ones are of one more
 BINS: dict[str, tuple[str, ...]] = {
@@ -170,7 +170,7 @@ class Drift:
         self._add("spread", version, np.searchsorted(NEAR, cosine))
         few = items[1:RANKED]
         if len(few):
-            self._add("coverage", version, np.array([int((few @ vector).argmax()) for vector in some]) % BUCKETS)  # one by one: see RANKED
+            self._add("coverage", version, np.array([int((few @ vector).argmax()) for vector in some]) % BUCKETS)
 
     def _add(self, what: str, of: str, bins: np.ndarray) -> None:
         with self._lock:
