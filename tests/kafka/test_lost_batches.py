@@ -1,22 +1,32 @@
 """Batches that Faust loses between fetch and ack are read again; provoked here in the ways that a rebalance does it."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from streams.worker import Worker, running
 from tests.kafka.cluster import RIGHT, WAIT_S, Cluster, Load
+from tests.memory_kafka import queued
 
 pytestmark = pytest.mark.kafka
 Provoke = Callable[[Worker], Awaitable[None]]
 
 
 async def clear_queues(worker: Worker) -> None:
-    """As Faust's recovery does on `flow_control.resume`: whatever was queued for the agents is gone."""
-    worker.app.flow_control.suspend()
-    await asyncio.sleep(0.3)
-    worker.app.flow_control.resume()
+    """As Faust's recovery does on `flow_control.resume`: whatever was queued for the agents is gone. Tablets are held until something is."""
+    flow = worker.app.flow_control
+    async with contextlib.AsyncExitStack() as held:
+        for tablet in sorted(worker.tablets, key=lambda t: t.partition):
+            await held.enter_async_context(tablet.lock)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while not queued(flow._queues):
+                    await asyncio.sleep(0.01)
+        flow.suspend()
+        await asyncio.sleep(0.3)
+        flow.resume()
 
 
 async def jump_ahead(worker: Worker) -> None:
