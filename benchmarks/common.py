@@ -17,7 +17,7 @@ import orjson
 from aiokafka import AIOKafkaProducer
 
 from streams.sending import partition_of
-from streams.settings import Settings
+from streams.settings import Settings, to_toml
 from streams.topics import admin, create
 from streams.worker import Worker, running
 from tests.apache import ApacheKafka
@@ -81,6 +81,19 @@ async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Set
 def platform(prefix: str) -> dict[str, Any]:
     """The one platform, its topics under a prefix."""
     return {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
+
+
+def declared(settings: Settings, folder: Path) -> Path:
+    """Settings of `bench` as a file, for workers in processes of their own."""
+    w, path = settings.worker, folder / f"{settings.worker.prefix}.toml"
+    values = {
+        "kafka": {"bootstrap": settings.kafka.bootstrap},
+        "worker": {"prefix": w.prefix, "partitions": w.partitions},
+        "encoding": {"encoder": settings.encoding.encoder, "device": "cpu"},
+        "platforms": [platform(w.prefix)],
+    }
+    path.write_text(to_toml(values))
+    return path
 
 
 def item(n: int) -> bytes:

@@ -4,25 +4,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-
 from benchmarks.common import record
+from benchmarks.job import fresh
 from benchmarks.systems.compare import BATCHED, compare
-from encoder.config import preset
-from encoder.model import SequenceEncoder
-from encoder.towers import load_tower
-from training.export import export
 
 N, USERS, RUNS, LEN = 60_000, 3_000, 3, 32
-
-
-def fresh(name: str, folder: Path, max_len: int = LEN) -> str:
-    """A bundle of a preset with weights as they are before training: its speed is that of any other."""
-    torch.manual_seed(0)
-    tower = load_tower("static")
-    model = SequenceEncoder(preset(name, tower.dims, max_len=max_len))
-    export(model, folder / name, tower.space_id, f"fresh-{name}", weights=False)
-    return str(folder / name)
 
 
 def main() -> None:
@@ -33,7 +19,7 @@ def main() -> None:
     asked = parser.parse_args()
     systems = {"currents": {}, "quix": {}, "quix_batched": {"batch": BATCHED}, "bare_loop": {}}
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(systems, asked.events, USERS, asked.runs, fresh("s", Path(folder)))
+        found = compare(systems, asked.events, USERS, asked.runs, fresh("s", Path(folder), LEN))
     figures = {name: row["events_per_s"] for name, row in found.items()}
     ratios = {f"currents / {name}": round(figures["currents"] / figures[name], 2) for name in figures if name != "currents"}
     note = (

@@ -3,57 +3,26 @@
 import argparse
 import asyncio
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.common import bench, events, kafka, median, record, send
+from benchmarks.common import bench, declared, events, kafka, median, record, send
 from streams.settings import Settings
 from tests.kafka.processes import WorkerProcess, wait_for
 
 COUNTS, EVENTS, USERS, RUNS, START_S = (1, 2), 300_000, 20_000, 2, 300
-CONFIG = """
-[kafka]
-bootstrap = {bootstrap}
-[worker]
-prefix = {prefix}
-partitions = {partitions}
-[encoding]
-encoder = {encoder}
-device = "cpu"
-[[platforms]]
-name = "shop"
-code = 1
-preset = "plain"
-shared_ids = true
-topic = {topic}
-items_topic = {items}
-"""
-
-
-def config(settings: Settings, folder: Path) -> Path:
-    """The settings of this run as a file for processes."""
-    shop, w = settings.platforms[0], settings.worker
-    values: dict[str, Any] = {
-        "bootstrap": settings.kafka.bootstrap, "prefix": w.prefix, "partitions": w.partitions, "encoder": settings.encoding.encoder,
-        "topic": shop.topic, "items": shop.items_topic,
-    }  # fmt: skip
-    path = folder / f"{w.prefix}.toml"
-    path.write_text(CONFIG.format(**{k: json.dumps(v) for k, v in values.items()}))
-    return path
 
 
 @contextlib.contextmanager
 def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[WorkerProcess]]:
     """Processes that share the tablets evenly."""
-    path, found = config(settings, folder), list[WorkerProcess]()
+    path, found = declared(settings, folder), list[WorkerProcess]()
     try:
         for n in range(count):
             found.append(WorkerProcess(folder, path, f"{settings.worker.prefix}-{n}"))

@@ -19,8 +19,7 @@ import numpy as np
 import psutil
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from benchmarks.common import PARTITIONS, RESULTS, bench, load, record
-from streams.settings import Settings
+from benchmarks.common import RESULTS, bench, declared, load, record
 from tests.apache import PROPERTIES, ApacheKafka
 from tests.kafka.processes import WorkerProcess
 
@@ -83,16 +82,6 @@ def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: floa
 def existing(folder: Path) -> list[Path]:
     """Files of a folder, of which RocksDB may remove some meanwhile."""
     return [Path(at) / name for at, _, names in os.walk(folder) for name in names if (Path(at) / name).exists()]
-
-
-def declared(settings: Settings, folder: Path) -> Path:
-    """The settings as a file, for another process."""
-    p, w, file = settings.platforms[0], settings.worker, folder / "currents.toml"
-    file.write_text(
-        f'[kafka]\nbootstrap = "{settings.kafka.bootstrap}"\n[worker]\nprefix = "{w.prefix}"\npartitions = {PARTITIONS}\n[[platforms]]\n'
-        f'name = "{p.name}"\ncode = {p.code}\npreset = "plain"\nshared_ids = true\ntopic = "{p.topic}"\nitems_topic = "{p.items_topic}"\n'
-    )
-    return file
 
 
 async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> list[Look]:

@@ -1,30 +1,15 @@
 """The update path alone: events of the unified topic → windows, profiles, changelogs, with an encoder that does nothing."""
 
-import numpy as np
 import uvloop
 
 from benchmarks.common import bench, events, kafka, median, rate, record, send, working
-from encoder.features import Features, ItemTable
+from benchmarks.systems.job import Stub
 from schemas.events import encode_event
 from schemas.mapping import Rejected
 from streams.lineup import Lineup
 from streams.normalise import mappers
 
 N, USERS, RUNS = 200_000, 20_000, 3
-
-
-class Stub:
-    """Takes no time: what is left is plumbing."""
-
-    version, space_id, dims, max_len, projected = "stub", "stub", 192, 32, None
-
-    def encode(self, features: Features, table: ItemTable) -> np.ndarray:
-        """-> the same vector for everybody."""
-        return np.full((len(features.lengths), self.dims), self.dims**-0.5, np.float32)
-
-    def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """As it is."""
-        return vectors
 
 
 async def measure(bootstrap: str, interests: int) -> float:

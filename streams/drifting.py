@@ -43,7 +43,7 @@ from streams.demo import Sent, beside, handled, producing, send_events, send_ite
 from streams.fetching import load_release
 from streams.published import check_vectors
 from streams.releases import Announced, announce, proposed, read_history
-from streams.settings import Settings, SettingsError
+from streams.settings import Settings, SettingsError, to_toml
 from streams.tablets import now_ms
 from streams.tasks import signalled
 from streams.worker import Worker, running
@@ -68,13 +68,12 @@ TOLD: dict[str, dict[str, Any]] = {
 class Stage:
     """The broker's clients, the worker, and what the worker saw of the releases."""
 
-    def __init__(self, settings: Settings, config: Path, world: World, producer: AIOKafkaProducer, worker: Worker, tell: "Teller") -> None:
-        self.settings, self.world, self.worker, self.tell = settings, world, worker, tell
+    def __init__(
+        self, settings: Settings, config: Path, world: World, producer: AIOKafkaProducer, worker: Worker, tell: "Teller", stop: asyncio.Event
+    ) -> None:
+        self.settings, self.world, self.worker, self.tell, self.stop = settings, world, worker, tell, stop
         self._config, self._producer = config, producer
         self.sent = 0
-        self.stop = asyncio.Event()
-        self._flow: asyncio.Task[None] | None = None
-        self._rest = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def flowing(self, rate: float) -> AsyncIterator[None]:
@@ -247,25 +246,8 @@ def declared(bootstrap: str, folder: Path) -> tuple[Settings, Path]:
     for section, told in own.items():
         values[section] = {**values.get(section, {}), **told}
     config = folder / "currents.toml"
-    config.write_text(as_toml(values))
+    config.write_text(to_toml(values))
     return Settings(**values), config
-
-
-def as_toml(values: dict[str, Any]) -> str:
-    """Settings as a file: tables of plain values, lists and inline tables."""
-
-    def value(v: Any) -> str:
-        if isinstance(v, dict):
-            return "{ " + ", ".join(f"{json.dumps(k)} = {value(x)}" for k, x in v.items()) + " }"
-        if isinstance(v, list):
-            return "[" + ", ".join(map(value, v)) + "]"
-        return json.dumps(v)
-
-    lines = list[str]()
-    for section, body in values.items():
-        for table in body if isinstance(body, list) else [body]:
-            lines += [f"[[{section}]]" if isinstance(body, list) else f"[{section}]", *(f"{k} = {value(v)}" for k, v in table.items()), ""]
-    return "\n".join(lines)
 
 
 async def _play(settings: Settings, config: Path, world: World, seconds: float, as_json: bool) -> dict[str, Any] | None:
@@ -274,8 +256,7 @@ async def _play(settings: Settings, config: Path, world: World, seconds: float, 
     async with producing(settings) as producer:
         items = await send_items(producer, settings, world)
         async with running(settings) as worker:
-            stage = Stage(settings, config, world, producer, worker, tell)
-            stage.stop = stop
+            stage = Stage(settings, config, world, producer, worker, tell, stop)
             await until(lambda: worker.ready() and worker.store.table.size > items, worker, stop)
             line = asyncio.ensure_future(tell.line(stage))
             try:

@@ -102,9 +102,9 @@ class Retrain:
             return self._as_it_is()
         counts = log.counts(split.trained(len(log.rows)))
         start, residual, why = self._warm(counts)
-        if self._asked.compress and start is None:
-            raise DataError(f"compress: {why}: there is nothing to prune")
-        if self._asked.compress and start is not None:
+        if self._asked.compress:
+            if start is None:
+                raise DataError(f"compress: {why}: there is nothing to prune")
             start, why = pruned(start, self._asked.prune), f"{why}, pruned"
         fine = {"lr": self._asked.lr, "epochs": self._asked.epochs} if start is not None else {}
         recipe = self._recipe.model_copy(update=fine)
@@ -194,9 +194,8 @@ class Retrain:
             log, _, split = self._data
             int8 = (log, split.test) if self._asked.compress == "int8" else None
             bundle = export(model, folder, tower.space_id, self._name, keys, metrics, int8, space_id=align["space_id"])
-        size = sum(path.stat().st_size for path in folder.iterdir())
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        return {"version": bundle.manifest.version, "space_id": bundle.manifest.space_id, "digest": digest, "size_mb": size / 1e6}
+        return {"version": bundle.manifest.version, "space_id": bundle.manifest.space_id, "digest": digest, "size_mb": megabytes(folder)}
 
     def _evaluate(self) -> dict[str, Any]:
         log, _, split = self._data
@@ -204,13 +203,11 @@ class Retrain:
         candidate = OnnxEncoder(open_bundle(folder))
         ours, theirs = (rank(served(e, log, self._job.window), log, split.test) for e in (candidate, self._serving))
         found = beside(ours, theirs, log, split, split.test, metric)
-        graph = None if self._asked.compress == "int8" else (folder / ONNX).read_bytes()  # int8's own rules were the export's
         model = SequenceEncoder.from_pretrained(str(folder)).eval()
-        worst = parity(model, to_onnx(model) if graph is None else graph)
+        worst = parity(model, to_onnx(model) if self._asked.compress == "int8" else (folder / ONNX).read_bytes())  # int8's rules were the export's
         times: dict[str, Any] = {f"{who}latency_ms": latency(e, log, split, self._job) for who, e in (("", candidate), ("serving_", self._serving))}
         if self._asked.compress:
-            size = sum(path.stat().st_size for path in open_bundle(self._asked.serving).folder.iterdir())
-            times["compressed"] = {"size_mb": size / 1e6, "latency_ms": times["serving_latency_ms"]}
+            times["compressed"] = {"size_mb": megabytes(open_bundle(self._asked.serving).folder), "latency_ms": times["serving_latency_ms"]}
         bounds = {"parity": worst, "size_mb": (self._steps.done("bundle") or {})["size_mb"], **times}
         return {"metric": metric, "candidate": candidate.version, "serving": self._serving.version, "slices": found, **bounds}
 
@@ -218,6 +215,11 @@ class Retrain:
         figures = self._steps.done("evaluate") or {}
         findings = judge(figures, self._asked.rules, [p.name for p in self._job.platforms])
         return {"passed": refusal(findings) is None, "refused": refusal(findings), "findings": [asdict(f) for f in findings]}
+
+
+def megabytes(folder: Path) -> float:
+    """Of a bundle's files."""
+    return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
 
 
 def latency(encoder: Encoder, log: EventLog, split: Split, job: Job) -> float:

@@ -22,7 +22,7 @@ def settings_of(spec: Spec) -> Settings:
         "query": {"port": 0},
         "platforms": [platform(spec.prefix)],
         "portrait": {"interests": 0},
-        "encoding": {"encoder": spec.model or "baseline"},
+        "encoding": {"encoder": spec.model or "baseline", "device": "cpu"},
     }
     return Settings(**values)
 

@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from schemas.deadletters import decode_dead_letter
-from streams.settings import Settings
+from streams.settings import Settings, to_toml
 from streams.topics import admin, create
 from tests.kafka.checking import RIGHT, compare, read
 from tests.kafka.load import Load as _Load
@@ -158,16 +158,3 @@ class Load(_Load):
     def __init__(self, cluster: Cluster, events: int, rate: float, users: int = 2000, seed: int = 7) -> None:
         super().__init__(cluster.bootstrap, f"{cluster.prefix}.in.shop", events, rate, users, seed)
         cluster.loads.append(self)
-
-
-def to_toml(values: dict[str, Any]) -> str:
-    """Settings as TOML: JSON's scalars, lists and inline tables are TOML's but for `:` and null."""
-
-    def show(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{ " + ", ".join(f"{orjson.dumps(k).decode()} = {show(v)}" for k, v in value.items()) + " }"
-        if isinstance(value, list | tuple):
-            return "[" + ", ".join(map(show, value)) + "]"
-        return orjson.dumps(value).decode()
-
-    return "\n".join(f"{key} = {show(value)}" for key, value in values.items()) + "\n"
