@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
+ON_ALL_CORES := -n logical --dist loadscope
 
 .PHONY: demo test fast slow broker kafka check bench chaos encoder clean
 demo: .venv/demo.stamp
@@ -10,10 +11,10 @@ demo: .venv/demo.stamp
 test: fast slow broker kafka
 
 fast: .venv/test.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest $(ON_ALL_CORES)
 
 slow: .venv/test.stamp
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(ON_ALL_CORES)
 
 broker: .venv/test.stamp
 	$(BIN)/pytest -m broker
@@ -26,7 +27,7 @@ check: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(ON_ALL_CORES)
 
 chaos: .venv/test.stamp
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }

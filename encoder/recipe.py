@@ -194,6 +194,8 @@ class GateRules(BaseModel):
     """On items without training events it must not be shown worse (whole 95 % interval) by more than this share."""
     min_cases: Annotated[int, Field(ge=0)] = 50
     """Test cases that every declared platform must have; 0: a platform may have none."""
+    max_cases: Positive = 20_000
+    """Most test cases: every event of the newest part is one, or so many of them at random."""
     size_mb: Annotated[float, Field(gt=0)] = 512.0
     """Most MB of the bundle's files."""
     latency_ms: Annotated[float, Field(gt=0)] = 250.0

@@ -138,6 +138,7 @@ class Drift:
         self._bound, self._share, self._alpha, self._least, self._told, self._clock = bound, share, alpha, least, told, clock
         self._watches: dict[tuple[str, str], Watch] = {}
         self._mean: dict[str, np.ndarray] = {}
+        self._seen: set[tuple[str, bytes]] = set()  # encoders' users of this part of the window
         self._next = clock() + self._every
         self._lock = threading.Lock()  # records come from the event loop, all else from the encoding thread
 
@@ -158,8 +159,16 @@ class Drift:
             self._add("fields", platform, fields)
             self._add("item-ids", platform, items)
 
-    def vectors(self, version: str, vectors: np.ndarray, items: np.ndarray) -> None:
-        """(n, dims) vectors that an encoder made, and (N, dims) items in its space."""
+    def vectors(self, version: str, users: Sequence[bytes], vectors: np.ndarray, items: np.ndarray) -> None:
+        """(n, dims) vectors that an encoder made, whose they are, and (N, dims) items in its space.
+
+        A user counts once in a part of the window: vectors of one are alike, and many of them would pass for much evidence.
+        """
+        with self._lock:
+            self._turn()
+        first = {user: n for n, user in enumerate(users) if (version, user) not in self._seen}
+        self._seen.update((version, user) for user in first)
+        vectors = vectors[list(first.values())]
         length = np.linalg.norm(vectors, axis=1)
         self._add("norm", version, np.where(length == 0, 0, np.where(np.abs(length - 1) < 0.01, 1, 2)))
         some = vectors[length > 0]
@@ -193,3 +202,4 @@ class Drift:
             self._told(what, of, found, watch.alarm)
             for _ in range(turns):
                 watch.turn(self._fade)
+        self._seen.clear()

@@ -38,6 +38,7 @@ MOST_TIMED = 10_000  # batches of a trial
 class Case(NamedTuple):
     """One event, and what was there before it."""
 
+    user: bytes
     platform: int
     target: int
     """Row of the item table."""
@@ -80,7 +81,7 @@ class Observer:
             window = before[i]
             if not window or len(window) < 2 or newest_ms(window) >= last["ts_ms"][i] or last["item_key"][i] in rows_of(window)["item_key"]:
                 continue
-            found.append(Case(int(last["platform"][i]), int(items[i]), window, tablet.profile(users[i])))
+            found.append(Case(users[i], int(last["platform"][i]), int(items[i]), window, tablet.profile(users[i])))
             self._allowance -= 1
         return found
 
@@ -106,7 +107,7 @@ class Observer:
         return others
 
     def _profiles(self, lineup: Lineup, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
-        seen: dict[Encoder, list[np.ndarray]] = {}
+        seen: dict[Encoder, list[tuple[bytes, np.ndarray]]] = {}
         for case, others in zip(cases, among, strict=True):
             profile = decode_profile(case.profile) if case.profile else None
             if profile is None or (encoder := lineup.of_version(profile.encoder_version, profile.space_id)) is None:
@@ -114,10 +115,11 @@ class Observer:
             labels, vector = (self._names[case.platform], profile.encoder_version), unpack_vector(profile.vector)
             self._metrics.live_tests.labels(*labels).inc()
             self._metrics.live_hits.labels(*labels).inc(hit(vector, items_of(encoder, self._store.table), case.target, others))
-            seen.setdefault(encoder, []).append(vector)
+            seen.setdefault(encoder, []).append((case.user, vector))
         if self.drift is not None:
-            for encoder, vectors in seen.items():
-                self.drift.vectors(encoder.version, np.array(vectors), items_of(encoder, self._store.table))
+            for encoder, made in seen.items():
+                users, vectors = zip(*made, strict=True)
+                self.drift.vectors(encoder.version, users, np.array(vectors), items_of(encoder, self._store.table))
 
     def _pairs(self, lineup: Lineup, candidate: Encoder, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
         trial, table = self._trial(lineup, candidate), self._store.table

@@ -88,6 +88,7 @@ def test_cannot_tell() -> None:
     assert fit(some, np.ones((40, 4))) is None
 
 
+@pytest.mark.slow
 def test_folded_into_a_bundle(tmp_path: Path) -> None:
     """An encoder turned into the space of a release, exported under its space_id, gives that release's vectors of the same items."""
     keys = np.arange(1, 31, dtype=np.uint64)

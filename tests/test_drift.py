@@ -184,6 +184,7 @@ def test_vectors(broken: str) -> None:
     drift, clock, _ = watched()
     items = r.standard_normal((200, 16)).astype(np.float32)
     center = r.standard_normal(16)
+    users = [b"%d" % n for n in range(300)]
 
     def made(spoilt: bool) -> np.ndarray:
         v = center / 4 + r.standard_normal((300, 16))
@@ -197,9 +198,25 @@ def test_vectors(broken: str) -> None:
         return v
 
     for n in range(40):
-        drift.vectors("v1", made(n >= 30), items)
-        drift.vectors("v2", made(False), items)
+        drift.vectors("v1", users, made(n >= 30), items)
+        drift.vectors("v2", users, made(False), items)
         clock.now += 1.0
     wanted = {"collapsed": "spread of v1", "zero": "norm of v1", "long": "norm of v1", "one item": "coverage of v1"}[broken]
     assert wanted in drift.alarms()
     assert not [a for a in drift.alarms() if a.endswith("v2")]
+
+
+@pytest.mark.parametrize("users", [1, 40])
+def test_a_user_counts_once(users: int) -> None:
+    """That many users' vectors become alike is an alarm; that one user has many of them is none."""
+    r, raised = np.random.default_rng(3), set[str]()
+    drift, clock, _ = watched(least=100)
+    items = r.standard_normal((50, 8)).astype(np.float32)
+    for n in range(60):
+        changed = n >= 40
+        some = np.full((40, 8), 2.0) if changed else r.standard_normal((40, 8))
+        whose = [b"%d" % (k % users if changed else k) for k in range(40)]
+        drift.vectors("v1", whose, some / np.linalg.norm(some, axis=1, keepdims=True), items)
+        clock.now += 1.0
+        raised.update(drift.alarms())
+    assert ("spread of v1" in raised) == (users > 1)

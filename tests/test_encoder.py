@@ -103,7 +103,8 @@ def shaken(name: str, **changes: int) -> SequenceEncoder:
     return model
 
 
-@pytest.mark.parametrize("name", ["xs", *(pytest.param(n, marks=pytest.mark.slow) for n in PRESETS if n != "xs")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
 def test_parity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch, torch without the last-only short cut, and ONNX Runtime agree for every preset and every bucket of lengths; int8 is close."""
     monkeypatch.setattr(exporting, "LENGTHS", ((1, 1), (4, 7), *((3, bucket) for bucket in BUCKETS)))

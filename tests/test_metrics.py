@@ -7,7 +7,7 @@ import torch
 from tests.training_logs import made_log
 from training.evaluate import rank, report
 from training.log import EventLog
-from training.metrics import METRICS, concentration, coverage, difference, ranked
+from training.metrics import METRICS, concentration, coverage, difference, interval, ranked
 from training.scorers import aged, decayed_mean, recent_popularity
 from training.splits import Cases, held_out_users, leave_one_out
 
@@ -25,6 +25,19 @@ def test_metrics_by_hand() -> None:
     assert coverage(np.array([[0, 1], [1, -1]]), 4) == 0.5
     assert concentration(np.array([[0, 1], [0, 2]]), 10) == 0.5
     assert difference(np.array([1, 20]), np.array([20, 20]), "hr@10")["mean"] == 0.5
+
+
+def test_cases_of_one_user() -> None:
+    """Cases that are all alike within a user say no more than one of each: the interval is that of the users."""
+    r = np.random.default_rng(0)
+    users = r.random(200)
+    whose = np.repeat(np.arange(200), 9)
+    low, high = interval(users)
+    assert interval(np.repeat(users, 9), users=whose) == pytest.approx((low, high))
+    narrow = interval(np.repeat(users, 9))
+    assert narrow[1] - narrow[0] < 0.5 * (high - low)
+    uneven = interval(np.array([0.0, 0.0, 0.0, 1.0]), users=np.array([5, 5, 5, 2]))
+    assert uneven == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("k", [10, 50])

@@ -37,6 +37,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param
 
 
+@pytest.mark.slow
 def test_body(checkpoint: Path, tmp_path: Path) -> None:
     """It starts from the checkpoint's weights, attends causally, is saved and read again, and its ONNX graph agrees."""
     model = with_pretrained_body(preset("xs", DIMS, dims=DIMS, max_len=32), str(checkpoint)).eval()
@@ -75,6 +76,7 @@ def test_trains(checkpoint: Path, tmp_path: Path, adapter: str) -> None:
         assert not torch.equal(out.model.body.get_parameter("into.weight"), first.body.get_parameter("into.weight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["gpt2"], indirect=True)
 def test_prefix(checkpoint: Path, tmp_path: Path) -> None:
     """A learned prefix counts, is saved and read again, and stays a part of the ONNX graph."""

@@ -40,6 +40,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Bundle]
     return trained, export(trained.model, folder / "b", "items-space", "xs", keys)
 
 
+@pytest.mark.slow
 def test_release_is_what_was_measured(released: tuple[Trained, Bundle]) -> None:
     """A release read again, on torch or on ONNX Runtime, gives the trained encoder's scores."""
     trained, bundle = released
@@ -101,6 +102,7 @@ def test_int8(released: tuple[Trained, Bundle]) -> None:
     assert measured["hr@10"] >= 0.99 * measured["float32 hr@10"] > 0
 
 
+@pytest.mark.slow
 def test_int8_refused(released: tuple[Trained, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
     """A matrix with an outlier that float32 never notices loses all else in int8: it is refused, with both forms' figures."""
     trained, bundle = released

@@ -73,6 +73,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_killed_everywhere(world: Path, whole: Path, tmp_path: Path) -> None:
     """Killed in and after every step, the run ends as the unbroken one does; no step is done again once it has left its figures."""
     reached, due = Counter[str](), [f"{when} {name}" for name in STEPS for when in ("in", "after")]
@@ -128,7 +129,7 @@ def test_refused(world: Path, tmp_path: Path) -> None:
     rules = LAX.model_copy(update={"gain": 50.0, "size_mb": 0.001, "space_cosine": 0.999})
     found = retrain(job_of(world, rules), tmp_path, lambda line: None)
     assert not found["passed"]
-    assert found["refused"].startswith("ndcg@10 of all: want better by more than 5000.0%, got +")
+    assert found["refused"].startswith("ndcg@10 of all: want better by more than 5000.0%, got ")
     assert "size, MB: want at most 0.001, got 1." in found["refused"]
     assert Steps(tmp_path).refused == f"gate: {found['refused']}"
     serving, bundle = open_bundle(world / "serving"), open_bundle(tmp_path / "bundle")
@@ -197,6 +198,7 @@ def test_pruned_body(world: Path) -> None:
         pruned(model, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "pruned"])
 def test_compressed(world: Path, tmp_path: Path, kind: Compress) -> None:
     """A variant of the serving release goes through the same steps and rules; its graph is smaller, and it says what it was made of."""

@@ -64,12 +64,13 @@ def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str,
 def beside(ours: Ranked, theirs: Ranked, log: EventLog, split: Split, some: Cases, metric: str) -> dict[str, Any]:
     """Slice -> cases, a metric of a candidate (`ours`) and of the serving release on the same cases, and the paired difference with its interval."""
     target = log.items[some.target]
-    trained = (split.end - split.begin)[np.searchsorted(log.bounds, some.target, "right") - 1]
+    user = np.searchsorted(log.bounds, some.target, "right") - 1
+    trained = (split.end - split.begin)[user]
     counts, out = log.counts(split.trained(len(log.rows))), dict[str, Any]()
     for name, mask in slices(target, counts, trained, log.catalogue.platform[target], log.catalogue.platforms).items():
         if mask.any():
             means = {who: float(METRICS[metric](r.rank[mask]).mean()) for who, r in (("serving", theirs), ("candidate", ours))}
-            out[name] = {"cases": int(mask.sum()), **means, "difference": difference(ours.rank[mask], theirs.rank[mask], metric)}
+            out[name] = {"cases": int(mask.sum()), **means, "difference": difference(ours.rank[mask], theirs.rank[mask], metric, users=user[mask])}
     return out
 
 

@@ -79,8 +79,8 @@ class Job(BaseModel):
         text = {i.item: t for i, t in zip(records.items, records.texts(), strict=True)}  # the later of two of one name counts
         return log, ["", *(text[name] for name in log.catalogue.names[1:])]
 
-    def split(self, log: EventLog) -> Split:
-        """As the recipe says. Raises DataError."""
+    def split(self, log: EventLog, successive: bool = False) -> Split:
+        """As the recipe says; `successive`: by time every event of the newest part is tested, not each user's last. Raises DataError."""
         if self.recipe.split == "leave-one-out":
             return leave_one_out(log)
-        return by_time(log, self.recipe.valid_share, self.recipe.test_share)
+        return by_time(log, self.recipe.valid_share, self.recipe.test_share, successive)

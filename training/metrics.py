@@ -49,13 +49,15 @@ def concentration(top: np.ndarray, items: int) -> float:
     return float(counts[: max(1, items // 10)].sum() / max(len(places), 1))
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over cases."""
+def interval(values: np.ndarray, seed: int = 0, users: np.ndarray | None = None) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over cases, or over the cases of whole users."""
     if not len(values):
         return float("nan"), float("nan")
     r = np.random.default_rng(seed)
-    values = values.astype(float)
-    means = [values[r.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
+    _, own = np.unique(np.arange(len(values)) if users is None else users, return_inverse=True)
+    sums, sizes = np.bincount(own, values.astype(float)), np.bincount(own)
+    drawn = (r.integers(0, len(sums), len(sums)) for _ in range(RESAMPLES))
+    means = [sums[some].sum() / sizes[some].sum() for some in drawn]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -70,10 +72,13 @@ def summary(rank: np.ndarray, seed: int = 0) -> dict[str, dict[str, float]]:
     return out
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray, metric: str, seed: int = 0) -> dict[str, float]:
-    """Ranks of the same cases by two models -> mean difference of a metric with its 95 % interval, cases paired."""
+def difference(ours: np.ndarray, theirs: np.ndarray, metric: str, seed: int = 0, users: np.ndarray | None = None) -> dict[str, float]:
+    """Ranks of the same cases by two models -> mean difference of a metric with its 95 % interval, cases paired.
+
+    `users`: (n,) whose case each is; whole users are resampled then, for the cases of one are alike (cluster bootstrap).
+    """
     values = METRICS[metric](ours).astype(float) - METRICS[metric](theirs).astype(float)
-    low, high = interval(values, seed)
+    low, high = interval(values, seed, users)
     return {"mean": float(values.mean()) if len(values) else float("nan"), "low": low, "high": high}
 
 

@@ -73,7 +73,8 @@ class Retrain:
     @cached_property
     def _data(self) -> tuple[EventLog, Tower, Split]:
         log, tower = self._job.load(self._say)
-        return log, tower, self._job.model_copy(update={"recipe": self._recipe}).split(log)
+        split = self._job.model_copy(update={"recipe": self._recipe}).split(log, successive=True)
+        return log, tower, replace(split, test=split.test.at_most(self._asked.rules.max_cases, self._recipe.seed))
 
     @cached_property
     def _serving(self) -> Encoder:

@@ -26,7 +26,7 @@ from training.log import EventLog
 from training.metrics import difference
 from training.report import write_report
 from training.scorers import decayed_mean, model_scores, popularity, recent_popularity, served
-from training.splits import Cases, Split, by_time, elsewhere
+from training.splits import Cases, Split, elsewhere
 from training.tagging import tags
 
 Say = Callable[[str], None]
@@ -152,7 +152,7 @@ def evaluated(job: Job, bundle: str, successive: bool, say: Say, sasrec_epochs: 
     With `sasrec_epochs` a SASRec is trained on the same split, for at most so many epochs, and is one more baseline.
     """
     log, tower = job.load(say)
-    split = by_time(log, job.recipe.valid_share, job.recipe.test_share, True) if successive and job.recipe.split == "time" else job.split(log)
+    split = job.split(log, successive)
     models = baselines(log, log.counts(split.trained(len(log.rows))))
     if sasrec_epochs:
         torch.set_num_threads(job.recipe.threads or torch.get_num_threads())

@@ -79,7 +79,7 @@ def test_stopped_in_a_trial(bootstrap: str, tmp_path: Path, monkeypatch: pytest.
 
     async def scenario() -> None:
         async with loaded(settings) as (worker, _):
-            stage = Stage(settings, tmp_path, World(1, 2), AIOKafkaProducer(), worker, Teller(True))
+            stage = Stage(settings, tmp_path, World(1, 2), AIOKafkaProducer(), worker, Teller(True), asyncio.Event())
             trying = asyncio.ensure_future(stage.trial(release))
 
             async def on_trial() -> bool:
