@@ -6,7 +6,7 @@ import sys
 QUESTIONS = ("mapping", "update", "whole", "age", "overload", "reads", "restore", "disk", "memory", "tower", "drift")
 HEAVY = (
     "plumbing", "encoders", "weekly", "compress", "quotas", "peers", "towers", "swap",
-    "soak", "job", "processes", "partitions", "cost", "tablets",
+    "soak", "job", "processes", "partitions", "cost", "tablets", "retrain",
 )  # fmt: skip
 """Minutes of work, or an environment of their own: by name only."""
 

@@ -32,6 +32,7 @@ BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
 def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: bool = False, **details: Any) -> None:
     """Write a result and print it as the last line, `bare` without the question's name; details are in the file alone."""
     RESULTS.mkdir(exist_ok=True)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     row = {
         "question": question,
         "figures": figures,
@@ -39,11 +40,22 @@ def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: b
         "note": note,
         "command": f"make bench ONLY={question}",
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 30} GiB, broker and load beside the worker",
+        "machine": f"{os.cpu_count()} cores ({processor()}), {memory} GiB, broker and load beside the worker",
         **details,
     }
     (RESULTS / f"{question}.json").write_bytes(orjson.dumps(row, option=orjson.OPT_INDENT_2) + b"\n")
     print(orjson.dumps(figures if bare else {question: figures}).decode(), flush=True)
+
+
+def processor() -> str:
+    """The CPU's name and its widest vectors, which decide what the encoder costs."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "unknown")
+    wide = next((said for flag, said in (("avx512_vnni", "AVX-512 VNNI"), ("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag}" in info), "")
+    return ", ".join(filter(None, (name, wide)))
 
 
 def median(values: Iterable[float]) -> float:

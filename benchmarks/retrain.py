@@ -1,0 +1,129 @@
+"""`currents retrain --once` from the live log, warm, on Apache Kafka: seconds of each step, and what of them is not training.
+
+The release that serves was trained by the same command on the first tenth of the log; the clock runs for the second one alone.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import kafka, record, send
+from encoder.recipe import GateRules
+from encoder.towers import load_tower
+from schemas.events import encode_event
+from schemas.items import ItemVector, content, encode_item_vector
+from schemas.mapping import Mapper, Rejected
+from schemas.releases import Release
+from streams.releases import announce, candidate, promoted, read_history
+from streams.retraining import once
+from streams.settings import Settings, load
+from streams.topics import admin, create
+from streams.world import World
+
+EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
+TRAINING: dict[str, Any] = {
+    "preset": "xs", "dims": 64, "max_len": 32, "epochs": 4, "batch_events": 4096, "threads": 2, "log_to": "none", "precision": "no",
+}  # fmt: skip
+LAX = GateRules(gain=-1, platform_loss=1, cold_loss=1, min_cases=0)  # of the first run: it only has to serve
+STEPS = ("slice", "examples", "train", "align", "bundle", "evaluate", "gate", "announce")
+
+
+def unified(world: World, mappers: dict[str, Mapper], events: int, end_ms: int) -> Iterator[tuple[bytes, bytes]]:
+    """Records of the unified topic, their times spread over DAYS up to `end_ms`."""
+    made = 0
+    stream = world.events(lambda: end_ms - (events - made) * DAYS * DAY_MS // events)
+    for event in stream:
+        mapped = mappers[event.platform].events(event.value, "bench", 0, made, end_ms) if event.value is not None else []
+        for row in [] if isinstance(mapped, Rejected) else mapped:
+            yield row.user_id.encode(), encode_event(row)
+            made += 1
+
+
+def items(world: World, mappers: dict[str, Mapper], at_ms: int) -> Iterator[tuple[bytes, bytes]]:
+    """Records of the topic of item vectors."""
+    tower = load_tower("static")
+    found = [i for platform, _, value in world.items() if not isinstance(i := mappers[platform].item(value), Rejected)]
+    for item, vector in zip(found, tower.encode([content(i) for i in found]).astype("<f2"), strict=True):
+        row = ItemVector(item.item, item.title, item.categories, tower.space_id, tower.dims, vector.tobytes(), at_ms)
+        yield item.item.encode(), encode_item_vector(row)
+
+
+def prepared(bootstrap: str, folder: Path, events: int) -> Settings:
+    """Topics, and what `currents retrain` is told."""
+    plain = folder / "currents.toml"
+    plain.write_text((files("streams") / "data" / "demo.toml").read_text())
+    settings = Settings(
+        kafka={"bootstrap": bootstrap}, worker={"prefix": f"r{time.time_ns()}", "partitions": 4}, platforms=load(plain).platforms, training=TRAINING,
+        gate={"cold_loss": 0.2}, retrain={"folder": folder / "runs", "bundles": str(folder / "bundles"), "events": events, "min_events": 1000},
+    )  # fmt: skip
+    client = admin(settings.kafka)
+    create(client, settings)
+    client.close()
+    return settings
+
+
+def serve(settings: Settings) -> Release:
+    """The candidate of the first run serves from now on, whatever a canary would have said."""
+    topic = settings.topic("releases")
+    history = asyncio.run(read_history(settings.kafka, topic))
+    found = candidate(history)
+    assert found is not None
+    release = promoted(history, found, "baseline", "the benchmark", "", found.at, {})
+    asyncio.run(announce(settings.kafka, topic, "serving", release))
+    return release
+
+
+def main() -> None:
+    """Two runs, of which the second counts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=EVENTS)
+    parser.add_argument("--epochs", type=int, default=4, help="of the warm run")
+    asked = parser.parse_args()
+    end_ms = time.time_ns() // 1_000_000
+    with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as at:
+        settings = prepared(bootstrap, Path(at), asked.events)
+        settings = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"epochs": asked.epochs})})
+        world = World(7, asked.events // 100)
+        mappers = {p.name: Mapper(p, 0, 0) for p in settings.platforms}
+        asyncio.run(send(settings, settings.topic("item-vectors"), items(world, mappers, end_ms)))
+        rows = unified(world, mappers, asked.events, end_ms)
+        asyncio.run(send(settings, settings.topic("events"), islice(rows, asked.events // 10)))
+        once(settings.model_copy(update={"gate": LAX}))
+        served = serve(settings)
+        print(f"{served.version} serves", flush=True)
+        asyncio.run(send(settings, settings.topic("events"), islice(rows, asked.events - asked.events // 10)))
+        before, began = set(settings.retrain.folder.iterdir()), time.monotonic()
+        announced, refused = True, ""
+        try:
+            once(settings)
+        except RuntimeError as error:  # the gate's word is a result, too
+            announced, refused = False, str(error)
+        whole = time.monotonic() - began
+        (run,) = set(settings.retrain.folder.iterdir()) - before
+        found = {name: json.loads((run / f"{name}.json").read_text()) for name in STEPS if (run / f"{name}.json").exists()}
+        everything = found["evaluate"]["slices"]["all"]
+        figures = {
+            "seconds": round(whole),
+            "but training": round(whole - found["train"]["seconds"]),
+            **{f"s of {name}": found[name]["seconds"] for name in found},
+            "serving NDCG@10": round(everything["serving"], 4),
+            "candidate NDCG@10": round(everything["candidate"], 4),
+        }
+        examples, train = found["examples"], found["train"]
+        note = (
+            f"{examples['events']:,} events of {examples['users']:,} users of the synthetic world, XS, L = 32, {asked.epochs} epochs from a warm "
+            f"start ({train['start']}), 2 threads; {'announced' if announced else refused.split('; kept')[0]}; goal: 30 min, of which 3 are "
+            "not training"
+        )
+        record("retrain", figures, "s", note)
+
+
+if __name__ == "__main__":
+    main()
