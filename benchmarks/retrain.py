@@ -31,7 +31,7 @@ EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
 TRAINING: dict[str, Any] = {
     "preset": "xs", "dims": 64, "max_len": 32, "epochs": 4, "batch_events": 4096, "threads": 2, "log_to": "none", "precision": "no",
 }  # fmt: skip
-LAX = GateRules(gain=-1, platform_loss=1, cold_loss=1, min_cases=0)  # of the first run: it only has to serve
+LAX = GateRules(gain=-0.9, platform_loss=0.99, cold_loss=0.99, min_cases=0)  # of the first run: it only has to serve
 STEPS = ("slice", "examples", "train", "align", "bundle", "evaluate", "gate", "announce")
 
 

@@ -84,7 +84,9 @@ def interests(features: Features, catalogue: Catalogue, style: Style) -> list[by
 
 
 def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[bytes]:
-    users, events, rows, items, weight = _events(features, style)
+    at, weight = _events(features, style)
+    users, events = np.divmod(at, features.items.shape[1])
+    rows, items = features.rows.reshape(-1), features.items.reshape(-1)[at]  # a copy of a column costs less than one of whole rows
     categories = catalogue.categories[items]  # (events, C)
     named = categories >= 0
     pair_event, column = np.nonzero(named)
@@ -119,7 +121,7 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     owner = user[kept]
     numbers = np.empty(len(kept), _NUMBERS)
     numbers["weight"], numbers["share"], numbers["trend"], numbers["change"] = _WEIGHT, share[kept], _TREND, trend[kept]
-    group, platform, part = _platforms(of_pair, pair_weight, rows["platform"][pair_event], style, len(kept))
+    group, platform, part = _platforms(of_pair, pair_weight, rows["platform"][at[pair_event]], style, len(kept))
     proof = _evidence(of_pair, pair_weight, items[pair_event], style.evidence)
     proved, acted = of_pair[proof], pair_event[proof]
 
@@ -129,20 +131,20 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     size = 4 + 2 * platforms + 3 * actions
     of_user = np.bincount(owner, size, minlength=len(features.lengths)).astype(int) + 1
     ends = np.cumsum(of_user)
-    at = np.cumsum(size) - size + owner + 1
+    begin = np.cumsum(size) - size + owner + 1
     parts = np.empty(ends[-1], object)
     parts[ends - of_user] = _ARRAY[np.bincount(owner, minlength=len(of_user))]
-    parts[at] = catalogue.category_packed[category[start][kept]]
-    parts[at + 1] = _bytes(numbers)
-    parts[at + 2] = _PLATFORMS[platforms]
-    parts[at + 3 + 2 * platforms] = _EVIDENCE[actions]
-    where = at[group] + 3 + 2 * _rank(group)
+    parts[begin] = catalogue.category_packed[category[start][kept]]
+    parts[begin + 1] = _bytes(numbers)
+    parts[begin + 2] = _PLATFORMS[platforms]
+    parts[begin + 3 + 2 * platforms] = _EVIDENCE[actions]
+    where = begin[group] + 3 + 2 * _rank(group)
     parts[where] = platform
     parts[where + 1] = _bytes(part.astype(">f4"))
-    where = (at + 4 + 2 * platforms)[proved] + 3 * _rank(proved)
+    where = (begin + 4 + 2 * platforms)[proved] + 3 * _rank(proved)
     parts[where] = catalogue.item_packed[items[acted]]
-    parts[where + 1] = _BEHAVIOR[rows["behavior"][acted]]
-    parts[where + 2] = _bytes(rows["ts_ms"][acted].astype(">u8"))
+    parts[where + 1] = _BEHAVIOR[rows["behavior"][at[acted]]]
+    parts[where + 2] = _bytes(rows["ts_ms"][at[acted]].astype(">u8"))
     flat = parts.tolist()
     return [b"".join(flat[a:b]) for a, b in pairwise((0, *ends.tolist()))]
 
@@ -153,16 +155,19 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _events(features: Features, style: Style) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Known events of all windows: user, place in the window, row, item, weight."""
+def _events(features: Features, style: Style) -> tuple[np.ndarray, np.ndarray]:
+    """Known events of all windows: their places in the flattened windows, and weights."""
+    rows = features.rows
     at = np.flatnonzero(features.mask & (features.items != UNKNOWN))
-    users, events = np.divmod(at, features.items.shape[1])
-    rows, items = features.rows.reshape(-1)[at], features.items.reshape(-1)[at]
-    last = features.rows["ts_ms"][np.arange(len(features.lengths)), np.maximum(features.lengths - 1, 0)]
-    weight = style.weights[rows["behavior"]] * np.exp2((rows["ts_ms"] - last[users]) / style.half_life_ms)
-    rated = (rows["behavior"] == _RATE) & np.isfinite(rows["value"])
-    weight[rated] *= np.clip(rows["value"][rated], -1, 1)
-    return users, events, rows, items, weight
+    last = rows["ts_ms"][np.arange(len(features.lengths)), np.maximum(features.lengths - 1, 0)]
+    age = (rows["ts_ms"] - last[:, None]).reshape(-1)[at]
+    behavior = rows["behavior"].reshape(-1)[at]
+    weight = style.weights[behavior] * np.exp2(age / style.half_life_ms)
+    rates = np.flatnonzero(behavior == _RATE)
+    value = rows["value"].reshape(-1)[at[rates]]
+    said = np.isfinite(value)
+    weight[rates[said]] *= np.clip(value[said], -1, 1)
+    return at, weight
 
 
 def _share(total: np.ndarray, user: np.ndarray) -> np.ndarray:
