@@ -74,8 +74,9 @@ def main() -> None:
     resident = process.memory_info().rss
     tablet = Tablet(0, folder / "tablet-0", Cache(CACHE_MB << 20))
     interests, raw = [], 0
+    order = r.permutation(n)  # users do not come by name: files written in order would be moved down as they are, and stay in lz4
     for start in range(0, n, BATCH):
-        users = [f"user-{k:08d}".encode() for k in range(start, min(n, start + BATCH))]
+        users = [f"user-{k:08d}".encode() for k in order[start : start + BATCH]]
         full = windows(len(users), r, keys)
         profiles, _ = profiler(users, full, [0] * len(users), time.time_ns() // 1_000_000)
         tablet.write(zip(users, full, strict=True), zip(users, profiles, strict=True))

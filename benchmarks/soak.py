@@ -95,7 +95,9 @@ async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> li
             process, ages, began = psutil.Process(worker.process.pid), Ages(), time.monotonic()
             while time.monotonic() - began < 60 * minutes:
                 await asyncio.sleep(EVERY_S)
-                with contextlib.suppress(httpx.TimeoutException):  # a busy machine: one look less
+                if worker.process.poll() is not None:
+                    raise RuntimeError(f"the worker ended with {worker.process.returncode}: {worker.says()[-2000:]}")
+                with contextlib.suppress(httpx.TransportError):  # a busy machine: one look less
                     looks.append(await asyncio.to_thread(look, worker, process, ages, began))
                 if len(looks) % 60 == 0:
                     print(looks[-1], file=sys.stderr, flush=True)
