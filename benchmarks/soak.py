@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -74,19 +75,23 @@ def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: floa
             elif not sample.name.endswith("_created"):
                 values[sample.name] = values.get(sample.name, 0.0) + sample.value
     memory, handles = process.memory_info().rss / 2**20, process.num_fds()
-    disk = sum(f.stat().st_size for f in existing(worker.data_dir)) / 2**20
+    disk = sum(sizes(worker.data_dir)) / 2**20
     lag = values["currents_lag_records"]
     return Look((time.monotonic() - began) / 60, memory, handles, disk, lag, ages.p99_ms(edges), values["currents_folded_total"])
 
 
-def existing(folder: Path) -> list[Path]:
-    """Files of a folder, of which RocksDB may remove some meanwhile."""
-    return [Path(at) / name for at, _, names in os.walk(folder) for name in names if (Path(at) / name).exists()]
+def sizes(folder: Path) -> Iterator[int]:
+    """Bytes of each file of a folder; RocksDB removes some meanwhile."""
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield (Path(at) / name).stat().st_size
 
 
 async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> list[Look]:
     """A worker in a process of its own under even load."""
     looks: list[Look] = []
+    flow: asyncio.subprocess.Process | None = None
     async with bench(bootstrap) as settings:
         worker = WorkerProcess(folder, declared(settings, folder), "soak")
         try:
@@ -99,13 +104,15 @@ async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> li
                     raise RuntimeError(f"the worker ended with {worker.process.returncode}: {worker.says()[-2000:]}")
                 with contextlib.suppress(httpx.TransportError):  # a busy machine: one look less
                     looks.append(await asyncio.to_thread(look, worker, process, ages, began))
-                if len(looks) % 60 == 0:
+                if looks and len(looks) % 60 == 0:
                     print(looks[-1], file=sys.stderr, flush=True)
             await flow.wait()
             if status := worker.terminate():
                 raise RuntimeError(f"the worker ended with {status}: {worker.says()[-2000:]}")
         finally:
             worker.stop()
+            if flow is not None and flow.returncode is None:
+                flow.terminate()
     return looks
 
 
