@@ -63,7 +63,7 @@ def one_platform(log: EventLog, split: Split, code: int) -> tuple[EventLog, Spli
 
 def ranks_by_user(log: EventLog, split: Split, of: Run) -> dict[str, int]:
     """User -> rank of the test target."""
-    users = np.searchsorted(log.bounds, split.test.target, "right") - 1
+    users = log.users_of(split.test.target)
     return {log.users[u]: int(r) for u, r in zip(users, of.found.rank, strict=True)}
 
 

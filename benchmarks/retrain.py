@@ -8,6 +8,7 @@ import asyncio
 import json
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from itertools import islice
@@ -18,12 +19,12 @@ from benchmarks.common import kafka, record, send
 from encoder.recipe import GateRules
 from encoder.towers import load_tower
 from schemas.events import encode_event
-from schemas.items import ItemVector, content, encode_item_vector
 from schemas.mapping import Mapper, Rejected
 from schemas.releases import Release
+from streams.items import item_rows
 from streams.releases import announce, candidate, promoted, read_history
-from streams.retraining import once
-from streams.settings import Settings, load
+from streams.retraining import RetrainError, once
+from streams.settings import Settings
 from streams.topics import admin, create
 from streams.world import World
 
@@ -48,20 +49,17 @@ def unified(world: World, mappers: dict[str, Mapper], events: int, end_ms: int) 
 
 def items(world: World, mappers: dict[str, Mapper], at_ms: int) -> Iterator[tuple[bytes, bytes]]:
     """Records of the topic of item vectors."""
-    tower = load_tower("static")
     found = [i for platform, _, value in world.items() if not isinstance(i := mappers[platform].item(value), Rejected)]
-    for item, vector in zip(found, tower.encode([content(i) for i in found]).astype("<f2"), strict=True):
-        row = ItemVector(item.item, item.title, item.categories, tower.space_id, tower.dims, vector.tobytes(), at_ms)
-        yield item.item.encode(), encode_item_vector(row)
+    yield from ((key, value) for key, value, _ in item_rows(found, load_tower("static"), at_ms))
 
 
-def prepared(bootstrap: str, folder: Path, events: int) -> Settings:
+def prepared(bootstrap: str, folder: Path, events: int, epochs: int) -> Settings:
     """Topics, and what `currents retrain` is told."""
-    plain = folder / "currents.toml"
-    plain.write_text((files("streams") / "data" / "demo.toml").read_text())
+    platforms = tomllib.loads((files("streams") / "data" / "demo.toml").read_text())["platforms"]
+    told = {"folder": folder / "runs", "bundles": str(folder / "bundles"), "events": events, "min_events": 1000, "epochs": epochs}
     settings = Settings(
-        kafka={"bootstrap": bootstrap}, worker={"prefix": f"r{time.time_ns()}", "partitions": 4}, platforms=load(plain).platforms, training=TRAINING,
-        gate={"cold_loss": 0.2}, retrain={"folder": folder / "runs", "bundles": str(folder / "bundles"), "events": events, "min_events": 1000},
+        kafka={"bootstrap": bootstrap}, worker={"prefix": f"r{time.time_ns()}", "partitions": 4}, platforms=platforms, training=TRAINING,
+        gate={"cold_loss": 0.2}, retrain=told,
     )  # fmt: skip
     client = admin(settings.kafka)
     create(client, settings)
@@ -88,8 +86,7 @@ def main() -> None:
     asked = parser.parse_args()
     end_ms = time.time_ns() // 1_000_000
     with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as at:
-        settings = prepared(bootstrap, Path(at), asked.events)
-        settings = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"epochs": asked.epochs})})
+        settings = prepared(bootstrap, Path(at), asked.events, asked.epochs)
         world = World(7, asked.events // 100)
         mappers = {p.name: Mapper(p, 0, 0) for p in settings.platforms}
         asyncio.run(send(settings, settings.topic("item-vectors"), items(world, mappers, end_ms)))
@@ -100,11 +97,11 @@ def main() -> None:
         print(f"{served.version} serves", flush=True)
         asyncio.run(send(settings, settings.topic("events"), islice(rows, asked.events - asked.events // 10)))
         before, began = set(settings.retrain.folder.iterdir()), time.monotonic()
-        announced, refused = True, ""
+        ended = "announced"
         try:
             once(settings)
-        except RuntimeError as error:  # the gate's word is a result, too
-            announced, refused = False, str(error)
+        except RetrainError as error:  # the gate's word is a result, too
+            ended = str(error).split("; kept")[0]
         whole = time.monotonic() - began
         (run,) = set(settings.retrain.folder.iterdir()) - before
         found = {name: json.loads((run / f"{name}.json").read_text()) for name in STEPS if (run / f"{name}.json").exists()}
@@ -119,7 +116,7 @@ def main() -> None:
         examples, train = found["examples"], found["train"]
         note = (
             f"{examples['events']:,} events of {examples['users']:,} users of the synthetic world, XS, L = 32, {asked.epochs} epochs from a warm "
-            f"start ({train['start']}), 2 threads; {'announced' if announced else refused.split('; kept')[0]}; goal: 30 min, of which 3 are "
+            f"start ({train['start']}), 2 threads; {ended}; goal: 30 min, of which 3 are "
             "not training"
         )
         record("retrain", figures, "s", note)

@@ -166,9 +166,9 @@ class Drift:
         """
         with self._lock:
             self._turn()
-        first = {user: n for n, user in enumerate(users) if (version, user) not in self._seen}
-        self._seen.update((version, user) for user in first)
-        vectors = vectors[list(first.values())]
+        fresh = {user: n for n, user in enumerate(users) if (version, user) not in self._seen}
+        self._seen.update((version, user) for user in fresh)
+        vectors = vectors[list(fresh.values())]
         length = np.linalg.norm(vectors, axis=1)
         self._add("norm", version, np.where(length == 0, 0, np.where(np.abs(length - 1) < 0.01, 1, 2)))
         some = vectors[length > 0]

@@ -1,6 +1,7 @@
 """From a slice of the log to a judged bundle."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_refused(world: Path, tmp_path: Path) -> None:
     rules = LAX.model_copy(update={"gain": 50.0, "size_mb": 0.001, "space_cosine": 0.999})
     found = retrain(job_of(world, rules), tmp_path, lambda line: None)
     assert not found["passed"]
-    assert found["refused"].startswith("ndcg@10 of all: want better by more than 5000.0%, got ")
+    compared = r"got [+-]\d+\.\d%, 0\.\d{4} → 0\.\d{4} \(difference [+-]0\.\d{4}, "
+    assert re.match(r"ndcg@10 of all: want better by more than 5000\.0%, " + compared, found["refused"])
     assert "size, MB: want at most 0.001, got 1." in found["refused"]
     assert Steps(tmp_path).refused == f"gate: {found['refused']}"
     serving, bundle = open_bundle(world / "serving"), open_bundle(tmp_path / "bundle")

@@ -51,7 +51,7 @@ def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str,
     """Slice -> number of cases, metrics with intervals, coverage and concentration."""
     target = log.items[some.target]
     counts = log.counts(split.trained(len(log.rows)))
-    user = np.searchsorted(log.bounds, some.target, "right") - 1
+    user = log.users_of(some.target)
     trained = (split.end - split.begin)[user]
     platform = log.catalogue.platform[target]
     out: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def report(found: Ranked, log: EventLog, split: Split, some: Cases) -> dict[str,
 def beside(ours: Ranked, theirs: Ranked, log: EventLog, split: Split, some: Cases, metric: str) -> dict[str, Any]:
     """Slice -> cases, a metric of a candidate (`ours`) and of the serving release on the same cases, and the paired difference with its interval."""
     target = log.items[some.target]
-    user = np.searchsorted(log.bounds, some.target, "right") - 1
+    user = log.users_of(some.target)
     trained = (split.end - split.begin)[user]
     counts, out = log.counts(split.trained(len(log.rows))), dict[str, Any]()
     for name, mask in slices(target, counts, trained, log.catalogue.platform[target], log.catalogue.platforms).items():

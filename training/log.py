@@ -68,6 +68,11 @@ class EventLog:
         """(n,) first row of each event's user."""
         return np.repeat(self.bounds[:-1], np.diff(self.bounds))
 
+    def users_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) number of the user of each of some rows, given as indices."""
+        out: np.ndarray = np.searchsorted(self.bounds, rows, "right") - 1
+        return out
+
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """(N,) events of each item among some rows, given as a mask or as indices."""
         found = np.bincount(self.items[rows], minlength=self.catalogue.size)

@@ -54,7 +54,7 @@ def interval(values: np.ndarray, seed: int = 0, users: np.ndarray | None = None)
     if not len(values):
         return float("nan"), float("nan")
     r = np.random.default_rng(seed)
-    _, own = np.unique(np.arange(len(values)) if users is None else users, return_inverse=True)
+    own = np.arange(len(values)) if users is None else np.unique(users, return_inverse=True)[1]
     sums, sizes = np.bincount(own, values.astype(float)), np.bincount(own)
     drawn = (r.integers(0, len(sums), len(sums)) for _ in range(RESAMPLES))
     means = [sums[some].sum() / sizes[some].sum() for some in drawn]

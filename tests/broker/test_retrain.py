@@ -15,9 +15,9 @@ from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.events import encode_event
-from schemas.items import ItemVector, content, encode_item_vector
 from schemas.mapping import Mapper, Rejected
 from streams.fetching import fetch
+from streams.items import item_rows
 from streams.releases import announce, candidate, read_history
 from streams.retraining import RetrainError, once
 from streams.settings import Settings, load
@@ -54,13 +54,12 @@ def settings(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Settin
 
 
 def fill(settings: Settings) -> None:
-    world, tower = World(1, 150), load_tower("static")
+    world = World(1, 150)
     mappers = {p.name: Mapper(p, 0, 0) for p in settings.platforms}
     producer = KafkaProducer(bootstrap_servers=settings.kafka.bootstrap)
     items = [i for platform, _, value in world.items() if not isinstance(i := mappers[platform].item(value), Rejected)]
-    for item, vector in zip(items, tower.encode([content(i) for i in items]).astype("<f2"), strict=True):
-        row = ItemVector(item.item, item.title, item.categories, tower.space_id, tower.dims, vector.tobytes(), START)
-        producer.send(settings.topic("item-vectors"), encode_item_vector(row), item.item.encode())
+    for key, row, _ in item_rows(items, load_tower("static"), START):
+        producer.send(settings.topic("item-vectors"), row, key)
     sent, stream = 0, world.events(lambda: START - (EVENTS - sent) * 288_000)
     while sent < EVENTS:
         event = next(stream)
