@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def make_app(settings: Settings, url: str) -> BatchApp:
     k, w = settings.kafka, settings.worker
     folder = Path(w.data_dir) / "faust"
     folder.mkdir(parents=True, exist_ok=True)
-    return BatchApp(
+    app = BatchApp(
         w.prefix,
         broker=[f"kafka://{address.strip()}" for address in k.bootstrap.split(",")],
         broker_credentials=_credentials(k),
@@ -71,13 +72,16 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         datadir=folder,
         autodiscover=False,
     )
+    app.linger_ms = w.linger_ms
+    return app
 
 
-def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records: int) -> None:
+def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records: int, linger_s: float = 0.0) -> None:
     """An agent that hands the record batches of a topic to `handle`, all that wait at once, and acks them afterwards. An exception crashes the app.
 
-    While one lot is handled the next gathers, up to `max_records`: so lots grow with the backlog and shrink after it. At most two are under way,
-    one that is handled and one that is finished; acks keep their order.
+    While one lot is handled the next gathers, up to `max_records`: so lots grow with the backlog and shrink after it. They begin no faster than
+    every `linger_s`, since each costs the same again whatever is in it. At most two are under way, one that is handled and one that is finished;
+    acks keep their order.
     """
 
     async def run(stream: Any) -> None:
@@ -95,9 +99,13 @@ def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records:
 
         async def work(finishing: asyncio.TaskGroup) -> None:
             before: asyncio.Task[None] | None = None
+            due = 0.0
             while True:
                 async with changed:
                     await changed.wait_for(lambda: waiting)
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                due = time.monotonic() + linger_s
+                async with changed:
                     events, waiting[:] = waiting[:], []
                     changed.notify_all()
                 finish = await handle([e.message for e in events])

@@ -49,7 +49,8 @@ class BatchTopic(faust.Topic):
 
 REREADS = 2  # the same hole again and again is real: control records of transactions, compaction, retention
 METADATA_S = 0.2  # between questions for topics that a broker does not know yet
-FETCH_WAIT_MS = 25  # Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
+FETCH_WAIT_MS = 25  # without a linger. Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
+FETCH_BYTES = 256 << 10  # for which a broker lingers: more than comes in that time while a worker keeps up
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -60,6 +61,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self._assignor = self.app.assignor
         consumer._partition_assignment_strategy = [self._assignor]
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        if self.app.linger_ms:
+            consumer._fetch_max_wait_ms, consumer._fetch_min_bytes = max(1, round(self.app.linger_ms)), FETCH_BYTES
         return consumer
 
     async def on_start(self) -> None:
@@ -247,6 +250,8 @@ class NoTables(TableManager):
 class BatchApp(faust.App):
     """A Faust app whose agents read record batches."""
 
+    linger_ms = 0.0
+    """For how long a broker may hold a fetch, so that more comes at once."""
     alone = False
     """No broker answers: on the way out nobody is waited for."""
 

@@ -85,12 +85,13 @@ class Late:
         for start in range(0, len(users), CHUNK):
             await self._turn(generation)
             chunk = users[start : start + CHUNK]
-            async with tablet.lock:
+            async with self._updater.turn, tablet.lock:
                 if not self._mine(tablet, generation):
                     return True
-                done = [(item, user) for user in chunk for item in by_user[user]]
-                if not await self._updater.again(tablet, chunk, done):
+                publishing, _ = await self._updater.again(tablet, chunk)
+                if not await publishing:
                     return True
+                tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
             self._metrics.reencoded.inc(len(chunk))
             await asyncio.sleep(0)
         return more

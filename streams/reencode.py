@@ -18,7 +18,7 @@ from streams.update import Updater
 
 PASS = 50_000  # users of a tablet that are found in one look through it
 LOOK = 2_000  # profiles looked at at once: a few ms, in which the tablet's live events wait
-CHUNK_S = 0.025  # what a chunk of users should take: live events that come meanwhile wait so long
+CHUNK_S = 0.025  # what encoding a chunk of users should take: live events that come meanwhile wait so long
 SMALLEST, LARGEST = 8, 500  # users of a chunk
 WAIT_S = 0.05  # between looks at whether live events still wait
 ASKED = 1_000  # users of a tablet who were read and are to be next, at most
@@ -48,6 +48,8 @@ class Reencoder:
         self._wake = asyncio.Event()
         self._chunk = 64
         self._next_at = 0.0
+        self._publishing: tuple[asyncio.Task[bool], int] | None = None
+        """The last chunk's rows on their way, while the next chunk is encoded; and how many users those are."""
 
     def pending(self) -> int:
         """Users found and not encoded yet."""
@@ -55,7 +57,7 @@ class Reencoder:
 
     def busy(self) -> bool:
         """Whether some profiles may still be another encoder's."""
-        return bool(self._queues or self._below) or not self._per_s
+        return bool(self._queues or self._below or self._publishing) or not self._per_s
 
     def switched(self) -> None:
         """Another lineup: everybody may be another's."""
@@ -91,6 +93,7 @@ class Reencoder:
                 for partition in sorted(self._queues.keys() | self._below.keys() | self._asked.keys()):
                     await self._turn()
                     await self._step(partition)
+            await self._published()
             if self._per_s and self._tablets.generation is not None and all(t.restored.is_set() for t in self._tablets):
                 await self._done()
 
@@ -124,22 +127,30 @@ class Reencoder:
 
     async def _encode(self, tablet: Tablet, generation: int, users: list[bytes]) -> None:
         began = time.monotonic()
-        async with tablet.lock:
+        async with self._updater.turn, tablet.lock:
             if generation != self._tablets.generation or not tablet.restored.is_set():
                 return  # its next owner looks through it
             users = [u for u in users if (profile := tablet.profile(u)) and self.stale(u, profile)]
+            if not users:
+                return
             try:
-                if not users or not await self._updater.again(tablet, users, []):
-                    return
+                publishing, took = await self._updater.again(tablet, users)
             except EncoderDown as down:
                 self._queues[tablet.partition] = [*self._queues.get(tablet.partition, ()), *reversed(users)]
                 self._next_at = time.monotonic() + down.wait_s
                 return
-        took = time.monotonic() - began
         self._chunk = min(LARGEST, max(SMALLEST, int(len(users) * min(2.0, CHUNK_S / max(took, 1e-6)))))
-        self._metrics.released.inc(len(users))
         if self._per_s:
             self._next_at = max(self._next_at, began) + len(users) / self._per_s
+        await self._published()
+        self._publishing = publishing, len(users)
+
+    async def _published(self) -> None:
+        """Wait for the chunk that is on its way. Who it was in vain for, because the tablet went, is found by its next owner."""
+        if self._publishing is not None:
+            (task, users), self._publishing = self._publishing, None
+            if await task:
+                self._metrics.released.inc(users)
 
     async def _look(self, tablet: Tablet, generation: int) -> None:
         partition, below = tablet.partition, self._below.pop(tablet.partition)

@@ -61,6 +61,7 @@ class Worker(Section):
     data_dir: Path = Field(Path("currents-data"), description="Folder of the RocksDB stores; one worker each")
     partitions: int = Field(8, ge=1, le=512, description="Partitions of `<prefix>.events`, windows and profiles; fixed once created")
     max_poll_records: int = Field(4000, ge=1, description="Largest record batch")
+    linger_ms: float = Field(40.0, ge=0, le=1000, description="Milliseconds for which few events wait for more, twice on their way")
     instance: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]{0,249}$",

@@ -65,6 +65,8 @@ class Updater:
         self._settings, self._tablets, self._profiler, self._sender, self._metrics, self._pool = settings, tablets, profiler, sender, metrics, pool
         self._names = {p.code: p.name for p in settings.platforms}
         self._windows, self._profiles, self._dead = settings.topic("windows"), settings.topic("profiles"), settings.topic("dead-letters")
+        self.turn = asyncio.Lock()
+        """Whose rows are being made: live events', or a chunk of users' who are encoded again. In order, so that live events wait for one chunk."""
         self.observer: Observer | None = None
         self.fell_back: Callable[[int], None] = lambda partition: None
         """Called with the partition of a tablet in which the fallback's profiles were written."""
@@ -97,6 +99,7 @@ class Updater:
         while True:
             tablets = {b.partition: await self._tablets.ready(b.partition, b.generation_id) for b in batches}
             mine = [tablet for _, tablet in sorted(tablets.items()) if tablet is not None]
+            await locks.enter_async_context(self.turn)
             for tablet in mine:
                 await locks.enter_async_context(tablet.lock)
             if all(tablet.restored.is_set() for tablet in mine):
@@ -109,8 +112,7 @@ class Updater:
         if not await self._publish(written):
             return []
         self._metrics.batch_seconds.observe(time.perf_counter() - began)
-        for tablet, part in folded.items():
-            self._count(records[tablet], part)
+        self._count([r for tablet in folded for r in records[tablet]], list(folded.values()))
         if self.observer is not None:
             if cases := [c for f in folded.values() for c in f.cases]:
                 self._pool.submit(self.observer.measure, cases)
@@ -118,9 +120,9 @@ class Updater:
                 self._pool.submit(self.observer.time, [w for f in folded.values() for w in f.windows])
         return batches
 
-    async def _write(self, folded: dict[Tablet, Folded]) -> bool:
-        """Effects 2 and 3; False if the tablets may be another worker's by now: nothing was published."""
-        return await (await in_turn(list(folded), self._publish(await self._store(folded))))
+    async def _write(self, folded: dict[Tablet, Folded]) -> "asyncio.Task[bool]":
+        """Effect 2, and 3 begun; that gives False if the tablets may be another worker's by now: nothing was published."""
+        return await in_turn(list(folded), self._publish(await self._store(folded)))
 
     async def _store(self, folded: dict[Tablet, Folded]) -> "Written":
         """Effect 2."""
@@ -196,17 +198,19 @@ class Updater:
             out.unchanged = sum(a == b for a, b in zip(before, out.windows, strict=True))
         return out
 
-    def _count(self, records: Sequence[Any], folded: Folded) -> None:
-        m = self._metrics
-        m.folded.inc(folded.events)
-        m.unchanged.inc(folded.unchanged)
+    def _count(self, records: Sequence[Any], folded: Sequence[Folded]) -> None:
+        m, now = self._metrics, now_ms()
+        m.folded.inc(sum(f.events for f in folded))
+        m.unchanged.inc(sum(f.unchanged for f in folded))
         m.batch_events.observe(len(records))
-        now = now_ms()
         m.age.observe(now - np.array([r.timestamp for r in records], float))
-        ages = now - np.array(folded.received, float)
-        for version, at in folded.made.items():
-            m.profile_age(version).observe(ages[at])
-        for letter in folded.dead:
+        received: dict[str, list[int]] = {}
+        for f in folded:
+            for version, at in f.made.items():
+                received.setdefault(version, []).extend(f.received[i] for i in at)
+        for version, at in received.items():
+            m.profile_age(version).observe(now - np.array(at, float))
+        for letter in (d for f in folded for d in f.dead):
             m.dead.labels(letter.platform, letter.reason).inc()
 
     async def _patiently(self, function: Any, *arguments: Any) -> Any:
@@ -232,22 +236,23 @@ class Updater:
                 if generation is None or self._tablets.generation != generation:
                     return False
                 folded = await self._patiently(self._again, tablet, users[start : start + CHUNK])
-                if folded is None or not await self._write({tablet: folded}):
+                if folded is None or not await (await self._write({tablet: folded})):
                     return False
             self._metrics.repaired.inc(len(folded.users))
         return True
 
-    async def again(self, tablet: Tablet, users: list[bytes], done: list[tuple[bytes, bytes]]) -> bool:
-        """Encode users of a tablet again, by no fallback, and take pairs from those that wait; False if the tablet went.
+    async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
+        """Encode users of a tablet again, by no fallback. Under `turn` and the tablet's lock. Raises EncoderDown.
 
-        Under the tablet's lock. Raises EncoderDown.
+        Returns what publishes them, and gives False if the tablet went; and the seconds that encoding took, without the wait for its turn.
         """
-        folded = await self._run(self._again, tablet, users, True)
+        folded, seconds = await self._run(self._timed, tablet, users)
         folded.windows = []  # they are as they were
-        if not await self._write({tablet: folded}):
-            return False
-        tablet.write(arrived=done)
-        return True
+        return await self._write({tablet: folded}), seconds
+
+    def _timed(self, tablet: Tablet, users: list[bytes]) -> tuple[Folded, float]:
+        began = time.perf_counter()
+        return self._again(tablet, users, True), time.perf_counter() - began
 
     def _again(self, tablet: Tablet, users: list[bytes], strict: bool = False) -> Folded:
         found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]

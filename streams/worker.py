@@ -103,12 +103,12 @@ class Worker:
 
             return handle
 
-        most = self.settings.worker.max_poll_records
-        add_agent(self.app, self.settings.topic("events"), "update", self.updater.batches, most)
+        limits = self.settings.worker.max_poll_records, self.settings.worker.linger_ms / 1000
+        add_agent(self.app, self.settings.topic("events"), "update", self.updater.batches, *limits)
         for p in self.settings.platforms:
-            add_agent(self.app, p.topic, f"normalise-{p.name}", of(p.name, self.normaliser.events), most)
+            add_agent(self.app, p.topic, f"normalise-{p.name}", of(p.name, self.normaliser.events), *limits)
             if p.items_topic:
-                add_agent(self.app, p.items_topic, f"items-{p.name}", of(p.name, self.normaliser.items), most)
+                add_agent(self.app, p.items_topic, f"items-{p.name}", of(p.name, self.normaliser.items), *limits)
 
         async def revoked(app: Any, partitions: Any, **_: Any) -> None:
             await self.tablets.freeze()

@@ -1,8 +1,10 @@
 """The update path: the next batches are folded while the rows of those before are on their way, and nothing gets out of order by that."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +14,21 @@ from faust.types import TP
 
 from encoder.baseline import Baseline
 from schemas.events import VERSION, Event, encode_event
+from schemas.profiles import maker
 from streams.app import Finish, add_agent, nothing
 from streams.batches import RecordBatch
 from streams.items import ItemStore
 from streams.lineup import Lineup, in_canary
 from streams.metrics import Metrics
 from streams.profiler import Profiler, style_of
+from streams.reencode import Reencoder
 from streams.settings import Settings
 from streams.tablets import Tablet, Tablets, in_turn
 from streams.update import Updater
 
 PARTITION, GENERATION = 2, 7
+LINGER_S = 0.04
+USERS = 300  # several chunks
 
 
 class Brokers:
@@ -116,6 +122,42 @@ def test_folded_meanwhile(tmp_path: Path) -> None:
         assert await one == [first]
         assert await (await beginning) == [second]
         assert route.tablet.offset("currents.windows")[0] == 1
+
+    on_route(tmp_path, scenario)
+
+
+def test_encoded_again_meanwhile(tmp_path: Path) -> None:
+    """Users of an earlier encoder are encoded again in chunks, one while the rows of that before wait for the brokers; published, they are done."""
+
+    async def scenario(route: Route) -> None:
+        route.brokers.open.set()
+        for n in range(USERS):
+            await (await route.updater.batches([route.batch(f"u{n}")]))
+        users = [f"u{n}".encode() for n in range(USERS)]
+        route.lineup = route.lineup.serve(Baseline(8, "other", half_life=5))
+        route.brokers.open.clear()
+        route.brokers.sent.clear()
+        over = asyncio.Event()
+
+        async def done() -> None:
+            over.set()
+
+        def made() -> int:
+            return sum(maker(route.tablet.profile(u) or b"")[0] == "baseline-5" for u in users)
+
+        again = Reencoder(route.tablets, route.updater, lambda: route.lineup, route.metrics, 1e6, lambda: False, done)
+        again.restored(route.tablet)
+        running = asyncio.ensure_future(again.forever())
+        await soon(lambda: len(route.brokers.sent) == 1)
+        first = route.brokers.sent[0][2]
+        await soon(lambda: made() > first)
+        assert route.metrics.value("currents_released_profiles_total") == 0
+        assert again.busy()
+        route.brokers.open.set()
+        await over.wait()
+        assert made() == len(users) == route.metrics.value("currents_released_profiles_total")
+        assert not again.busy()
+        running.cancel()
 
     on_route(tmp_path, scenario)
 
@@ -291,6 +333,31 @@ def test_agent(fails: str) -> None:
             await soon(lambda: app.crashed if fails == "finishing" else app.acked == [0, 1, 2, 3])
         assert [str(e) for e in app.crashed] == {"handling": ["at once"], "finishing": ["at the end"], "nothing": []}[fails]
         assert 1 not in app.acked or fails == "nothing"
+        agent.cancel()
+        await asyncio.gather(agent, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_linger() -> None:
+    """Lots of one agent begin no faster than its linger: the first at once, and what comes meanwhile together."""
+
+    async def scenario() -> None:
+        app, begun, lots = App(), list[float](), list[int]()
+
+        async def handle(batches: Any) -> Finish:
+            begun.append(time.monotonic())
+            lots.append(len(batches))
+            return nothing()
+
+        add_agent(app, "t", "a", handle, 1000, LINGER_S)  # type: ignore[arg-type]
+        agent = asyncio.ensure_future(app.run(SimpleNamespace(noack=lambda: SimpleNamespace(events=app.stream))))
+        for n in range(20):
+            app.put(n)
+            await asyncio.sleep(LINGER_S / 10)
+        await soon(lambda: sum(lots) == 20)
+        assert lots[0] < 3
+        assert min(b - a for a, b in pairwise(begun)) > 0.99 * LINGER_S
         agent.cancel()
         await asyncio.gather(agent, return_exceptions=True)
 
