@@ -76,12 +76,13 @@ def linked(source: Path, target: Path) -> None:
         shutil.copytree(tablet, target / tablet.name, copy_function=copy)
 
 
+def cpu(process: psutil.Process | None) -> float:
+    """Seconds of CPU that a process took; 0 where it is not known."""
+    return float(sum(process.cpu_times()[:2])) if process else 0.0
+
+
 async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = None) -> Measured:
     """What a worker takes for the events that wait, from its first batch on."""
-
-    def cpu(process: psutil.Process | None) -> float:
-        return sum(process.cpu_times()[:2]) if process else 0.0
-
     value, me = worker.metrics.value, psutil.Process()
     while not value("currents_folded_total"):
         if worker.failed.done():
@@ -100,10 +101,12 @@ async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = 
 async def measure(
     bootstrap: str, encoder: str, users: int, total: int, filled: Path | None, broker: psutil.Process | None = None, **sections: dict[str, Any]
 ) -> Measured:
-    """Send first, then start a worker whose tablets are there already."""
+    """A first life in which a worker, whose tablets are there already, learns the items; then events are sent, and its second life is measured."""
     async with bench(bootstrap, encoding={"encoder": encoder, "device": "cpu"}, **sections) as settings:
         if filled is not None:
             linked(filled, Path(settings.worker.data_dir))
+        async with working(settings):
+            pass
         await send(settings, settings.platforms[0].topic, events(total, users))
         async with working(settings) as worker:
             return await caught_up(worker, total, broker)

@@ -265,8 +265,8 @@ def demo(
     seconds: Annotated[float | None, typer.Option(help="End by itself after so many seconds of events")] = None,
     json: Json = False,
     seed: int = 1,
-    rate: Annotated[float, typer.Option(help="Events a second")] = 1000,
-    users: int = 2000,
+    rate: Annotated[float | None, typer.Option(help="Events a second; 1,000 by default")] = None,
+    users: Annotated[int | None, typer.Option(help="2,000 by default")] = None,
     lifecycle: Annotated[
         bool,
         typer.Option("--lifecycle", help="Tastes drift, an encoder is trained from the log and takes over, two are kept out (extra `train`)"),
@@ -278,8 +278,10 @@ def demo(
     if lifecycle:
         from streams.drifting import run_lifecycle
 
+        if rate is not None or users is not None:
+            raise SettingsError("demo --lifecycle: its story has a rate and users of its own: leave out --rate and --users")
         raise typer.Exit(run_lifecycle(seconds, json, seed))
-    raise typer.Exit(run_demo(seconds, json, seed, rate, users))
+    raise typer.Exit(run_demo(seconds, json, seed, 1000.0 if rate is None else rate, 2000 if users is None else users))
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ from encoder.bundle import MANIFEST, RESIDUALS, open_bundle, pack_residuals
 from encoder.runtime import Encoder, load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release
+from schemas.runs import REFUSED
 from streams import verify
 from streams.broker import started
 from streams.demo import Sent, beside, handled, producing, send_events, send_items, until
 from streams.fetching import load_release
 from streams.published import check_vectors
 from streams.releases import Announced, announce, proposed, read_history
+from streams.retraining import RetrainError
 from streams.settings import Settings, SettingsError, to_toml
 from streams.tablets import now_ms
 from streams.tasks import signalled
@@ -129,7 +131,10 @@ class Stage:
     # What an operator does
 
     async def retrain(self, events: int, after_slice: Any = None) -> Release | None:
-        """`currents retrain --once` on the newest events; the candidate that it announced, None where its gate refused it."""
+        """`currents retrain --once` on the newest events; the candidate that it announced, None where it was refused.
+
+        Raises RetrainError where it failed otherwise.
+        """
         known, runs = len(await self.history()), set(self.runs())
         environment = {**os.environ, "CURRENTS_RETRAIN__EVENTS": str(events)}
         command = [sys.executable, "-m", "streams.cli", "retrain", "--once", "--config", str(self._config)]
@@ -147,7 +152,10 @@ class Stage:
                 process.terminate()
                 await process.wait()
         if process.returncode:
-            self.tell(f"the gate refuses it: {said.decode().splitlines()[-1] if said else ''}")
+            why = said.decode().strip().rpartition("\n")[2]
+            if not any((run / f"{REFUSED}.json").exists() for run in set(self.runs()) - runs):
+                raise RetrainError(f"the retraining ended with exit status {process.returncode}: {why}")
+            self.tell(f"it is refused: {why}")
             return None
         found = [a.release for a in (await self.history())[known:] if a.channel == "candidate" and a.release]
         return found[-1] if found else None
@@ -351,7 +359,7 @@ async def _counted(stage: Stage) -> dict[str, Any]:
     return {
         "retrains": sum((run / "bundle.json").exists() for run in runs),
         "promoted": ended("promoted"),
-        "refused": ended("refused") + sum((run / "refused.json").exists() for run in runs),
+        "refused": ended("refused") + sum((run / f"{REFUSED}.json").exists() for run in runs),
         "rolled_back": ended("rolled-back"),
         "windows_wrong": verify.wrong(expected, stored),
         "mixed_space_pairs": vectors.mixed_space_pairs,

@@ -31,6 +31,7 @@ def test_settings(tmp_path: Path) -> None:
         (("worker", "--config", "none.toml"), "none.toml: cannot be read"),
         (("produce", "none.jsonl", "--platform", "shop"), "none.jsonl: no such file"),
         (("query", "u1"), "no worker answers"),
+        (("demo", "--lifecycle", "--users", "5"), "leave out --rate and --users"),
         (("rank", "u1", "shop:1"), "no worker answers"),
     ],
     ids=lambda x: x if isinstance(x, str) else x[0],

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 from streams import demo
 from streams.drifting import Ended, Stage, Teller, run_lifecycle
 from streams.releases import candidate
+from streams.retraining import RetrainError
 from streams.settings import SettingsError
 from streams.world import World
 from tests.broker.live import until
@@ -97,5 +98,18 @@ def test_stopped_in_a_trial(bootstrap: str, tmp_path: Path, monkeypatch: pytest.
                     with pytest.raises(Ended):
                         await waits
             assert candidate(worker.lifecycle.swapper.history) is not None
+
+    asyncio.run(scenario())
+
+
+def test_failed_retraining(bootstrap: str, tmp_path: Path) -> None:
+    """A retraining that fails, and that no gate refused, ends the demo with what it said."""
+    settings = settings_of(bootstrap, tmp_path)
+
+    async def scenario() -> None:
+        async with loaded(settings) as (worker, _):
+            stage = Stage(settings, tmp_path / "none.toml", World(1, 2), AIOKafkaProducer(), worker, Teller(True), asyncio.Event())
+            with pytest.raises(RetrainError, match=r"exit status 1: .*none\.toml"):
+                await stage.retrain(100)
 
     asyncio.run(scenario())
