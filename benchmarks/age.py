@@ -15,8 +15,8 @@ from typing import NamedTuple
 import psutil
 import uvloop
 
-from benchmarks.common import PARTITIONS, bench, kafka, load, median, record, working
-from benchmarks.job import cpu, fill, linked
+from benchmarks.common import PARTITIONS, bench, cpu, kafka, load, median, record, working
+from benchmarks.job import fill, linked
 from streams.settings import Settings
 from streams.worker import Worker
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 from aiokafka import AIOKafkaProducer
 
 from streams.sending import partition_of
@@ -153,17 +154,25 @@ async def working(settings: Settings) -> AsyncIterator[Worker]:
         yield worker
 
 
-async def rate(worker: Worker, total: int, counter: str = "currents_folded_total") -> float:
-    """Events a second from the first batch that is done to the last event."""
-    value = worker.metrics.value
-    while not value(counter):
-        await asyncio.sleep(0.01)
-    began, before = time.perf_counter(), value(counter)
-    while value(counter) < total:
+async def folded(worker: Worker, least: float) -> None:
+    """Wait until a worker has folded so many events. Raises what it failed with."""
+    while worker.metrics.value("currents_folded_total") < least:
         if worker.failed.done():
             await worker.failed
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
+
+
+async def rate(worker: Worker, total: int) -> float:
+    """Events a second from the first batch that is done to the last event."""
+    await folded(worker, 1)
+    began, before = time.perf_counter(), worker.metrics.value("currents_folded_total")
+    await folded(worker, total)
     return (total - before) / (time.perf_counter() - began)
+
+
+def cpu(process: psutil.Process | None) -> float:
+    """Seconds of CPU that a process took; 0 where it is not known."""
+    return float(sum(process.cpu_times()[:2])) if process else 0.0
 
 
 def load(settings: Settings, per_second: float, seconds: float, users: int) -> "asyncio.Future[asyncio.subprocess.Process]":

@@ -4,7 +4,6 @@ python -m benchmarks.job --users 1 10 100000 1000000 --events 40000
 """
 
 import argparse
-import asyncio
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import numpy as np
 import psutil
 import uvloop
 
-from benchmarks.common import ITEMS, bench, events, kafka, record, send, working
+from benchmarks.common import ITEMS, bench, cpu, events, folded, kafka, record, send, working
 from benchmarks.disk import windows
 from schemas.items import item_key
 from streams.sending import partition_of
@@ -76,23 +75,12 @@ def linked(source: Path, target: Path) -> None:
         shutil.copytree(tablet, target / tablet.name, copy_function=copy)
 
 
-def cpu(process: psutil.Process | None) -> float:
-    """Seconds of CPU that a process took; 0 where it is not known."""
-    return float(sum(process.cpu_times()[:2])) if process else 0.0
-
-
 async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = None) -> Measured:
     """What a worker takes for the events that wait, from its first batch on."""
-    value, me = worker.metrics.value, psutil.Process()
-    while not value("currents_folded_total"):
-        if worker.failed.done():
-            await worker.failed
-        await asyncio.sleep(0.005)
-    began, before, own, its = time.perf_counter(), value("currents_folded_total"), cpu(me), cpu(broker)
-    while value("currents_folded_total") < total:
-        if worker.failed.done():
-            await worker.failed
-        await asyncio.sleep(0.01)
+    me = psutil.Process()
+    await folded(worker, 1)
+    began, before, own, its = time.perf_counter(), worker.metrics.value("currents_folded_total"), cpu(me), cpu(broker)
+    await folded(worker, total)
     done = total - before
     took, own, its = time.perf_counter() - began, cpu(me) - own, cpu(broker) - its
     return Measured(done / took, own / done * 1e6, its / done * 1e6)

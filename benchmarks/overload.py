@@ -22,7 +22,7 @@ import uvloop
 from aiokafka import TopicPartition
 
 from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, kafka, load, median, record, send, working
-from benchmarks.whole import caught_up
+from benchmarks.whole import sustained
 from streams.restore import read_to_end, reader
 from streams.settings import Settings
 from streams.verify import offline_windows, wrong
@@ -179,7 +179,7 @@ def main() -> None:
     usual = (a.ratio, a.seconds, a.after) == (RATIO, STORM_S, AFTER_S)
     name = "overload" if usual else f"overload-{a.ratio:g}x-{a.seconds:g}s"
     with kafka() as bootstrap:
-        sustainable = a.sustainable or median(caught_up(bootstrap) for _ in range(3))
+        sustainable = a.sustainable or median(sustained(bootstrap) for _ in range(3))
         seen = uvloop.run(watch(bootstrap, a.calm, a.ratio * sustainable, a.seconds, a.after))
     looks, total = seen.looks, seen.sent
     RESULTS.mkdir(exist_ok=True)

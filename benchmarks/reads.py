@@ -15,7 +15,7 @@ import httpx
 import orjson
 import uvloop
 
-from benchmarks.common import bench, events, kafka, load, rate, record, send, working
+from benchmarks.common import bench, events, folded, kafka, load, record, send, working
 from streams.settings import Settings
 from streams.worker import Worker
 from tests.apache import free_port
@@ -78,7 +78,7 @@ async def measure(bootstrap: str, seconds: float) -> dict[str, Any]:
     async with bench(bootstrap) as settings:
         await send(settings, settings.platforms[0].topic, events(EVENTS, USERS))
         async with working(settings) as worker:
-            await rate(worker, EVENTS)
+            await folded(worker, EVENTS)
             async with replica(settings, worker) as (url, pid):
                 flow = await load(settings, PER_SECOND, seconds * 2 * len(MIXES) + 60, USERS)
                 await asyncio.sleep(3)

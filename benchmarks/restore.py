@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.common import bench, events, kafka, median, rate, record, send, working
+from benchmarks.common import bench, events, folded, kafka, median, record, send, working
 
 N, USERS, RUNS = 300_000, 100_000, 3
 
@@ -16,7 +16,7 @@ async def measure(bootstrap: str) -> tuple[float, float]:
     async with bench(bootstrap) as settings:
         await send(settings, settings.platforms[0].topic, events(N, USERS))
         async with working(settings) as worker:
-            await rate(worker, N)
+            await folded(worker, N)
         for tablet in Path(settings.worker.data_dir).glob("tablet-*"):
             shutil.rmtree(tablet)
         async with working(settings) as worker:

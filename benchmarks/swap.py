@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.common import PARTITIONS, bench, events, kafka, load, record, send, working
+from benchmarks.common import PARTITIONS, bench, events, folded, kafka, load, record, send, working
 from encoder.features import featurize
 from encoder.runtime import load_encoder
 from schemas.releases import Release
@@ -35,8 +35,7 @@ async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per
     async with bench(bootstrap, **sections) as settings, working(settings) as worker:
         value, age = worker.metrics.value, worker.metrics.age
         sent = await send(settings, settings.platforms[0].topic, events(options.events, options.users))
-        while value("currents_folded_total") < sent:
-            await asyncio.sleep(0.05)
+        await folded(worker, sent)
         process = await load(settings, options.rate, 3600, options.users)
         await asyncio.sleep(WARM_S)
         age.forget()

@@ -11,7 +11,7 @@ from benchmarks.job import fill, measure
 N, USERS, RUNS = 200_000, 20_000, 3
 
 
-def caught_up(bootstrap: str, filled: Path | None = None) -> float:
+def sustained(bootstrap: str, filled: Path | None = None) -> float:
     """Events/s of one run."""
     return uvloop.run(measure(bootstrap, "baseline", USERS, N, filled)).per_s
 
@@ -21,7 +21,7 @@ def main() -> None:
     with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         filled = Path(folder)
         fill(filled, USERS, PARTITIONS)
-        new, full = [caught_up(bootstrap) for _ in range(RUNS)], [caught_up(bootstrap, filled) for _ in range(RUNS)]
+        new, full = [sustained(bootstrap) for _ in range(RUNS)], [sustained(bootstrap, filled) for _ in range(RUNS)]
     figures = {"new users": median(new), "full windows": median(full), "slowest run": round(min(new + full)), "fastest run": round(max(new + full))}
     record(
         "whole",
