@@ -290,8 +290,16 @@ class BatchApp(faust.App):
         """Batches that went missing between fetch and ack, and were read again."""
         return int(self.consumer.lost_batches)
 
+    async def ends(self) -> dict[TP, int]:
+        """The offsets at which the assigned partitions end, as the brokers say now."""
+        return dict(await self.consumer.highwaters(*self.consumer.assignment()))
+
+    def reached(self, ends: Mapping[TP, int]) -> bool:
+        """Whether everything before these offsets is acked."""
+        return all(self.consumer._handled.get(tp, 0) >= end for tp, end in ends.items())
+
     def lag(self, tp: TP) -> int | None:
-        """Records of an assigned partition that are not acked yet; None before the first fetch."""
+        """Records of an assigned partition that are not acked yet, as far as the last fetch knows; None before the first."""
         consumer = self.consumer
         high = consumer.highwater(TopicPartition(*tp))
         done = consumer._handled.get(tp)

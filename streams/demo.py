@@ -105,7 +105,7 @@ async def _demo(settings: Settings, world: World, seconds: float | None, as_json
             await send_events(producer, settings, world, sent, rate, stop, worker)
             took = time.monotonic() - sent.started
             await producer.flush()
-            await until(lambda: handled(worker) >= sent.events and not worker.lag(), worker)
+            await settled(worker, sent.events)
             if screen is not None:
                 screen.cancel()
                 await asyncio.gather(screen, return_exceptions=True)
@@ -145,6 +145,13 @@ async def send_events(
 def handled(worker: Worker) -> float:
     """Records of the platforms' topics that the worker is done with."""
     return worker.metrics.value("currents_received_total")
+
+
+async def settled(worker: Worker, sent: int) -> None:
+    """Wait until the worker is done with so many records of the platforms, and with what became of them. Not for ever."""
+    await until(lambda: handled(worker) >= sent, worker)
+    ends = await worker.app.ends()
+    await until(lambda: worker.app.reached(ends), worker)
 
 
 async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:

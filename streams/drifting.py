@@ -40,7 +40,7 @@ from schemas.releases import Release
 from schemas.runs import REFUSED
 from streams import verify
 from streams.broker import started
-from streams.demo import Sent, beside, handled, producing, send_events, send_items, until
+from streams.demo import Sent, beside, producing, send_events, send_items, settled, until
 from streams.fetching import load_release
 from streams.published import check_vectors
 from streams.releases import Announced, announce, proposed, read_history
@@ -98,7 +98,7 @@ class Stage:
     async def settled(self) -> None:
         """Wait until everything that was sent is in the profiles."""
         await self._producer.flush()
-        await until(lambda: handled(self.worker) >= self.sent and not self.worker.lag(), self.worker)
+        await settled(self.worker, self.sent)
 
     async def sleep(self, seconds: float) -> None:
         """Unless the demo is to end."""

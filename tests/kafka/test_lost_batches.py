@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from streams.demo import settled
 from streams.worker import Worker, running
 from tests.kafka.cluster import RIGHT, WAIT_S, Cluster, Load
 from tests.memory_kafka import queued
@@ -64,8 +65,7 @@ def test_nothing_is_lost(cluster: Callable[..., Cluster], provoke: Provoke, coun
                 await provoke(worker)
                 await asyncio.sleep(0.2)
             async with asyncio.timeout(WAIT_S):
-                while worker.lag() or worker.metrics.value("currents_received_total") < 12_000:
-                    await asyncio.sleep(0.1)
+                await settled(worker, 12_000)
             if counter:
                 assert getattr(worker.app.consumer, counter) > 0
 
