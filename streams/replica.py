@@ -5,10 +5,8 @@ One that keeps items ranks too, and follows the topic of releases for that: with
 
 import asyncio
 import contextlib
-import gc
 import logging
 import shutil
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +31,7 @@ from streams.releases import Announced, read_history, serving, trial
 from streams.sending import partition_of
 from streams.serving import serve
 from streams.settings import Settings
-from streams.startup import claim, listen, one_thread
+from streams.startup import claim, frozen, listen, one_thread, tuned
 from streams.storage import StorageError
 from streams.swap import Swapper
 from streams.tablets import Tablets, now_ms
@@ -42,7 +40,6 @@ from streams.topics import BrokerError, admin, identity
 
 log = logging.getLogger("currents.replica")
 BEHIND = "x-currents-behind"
-SWITCH_S = 0.001  # the thread that applies rows gives the event loop its turn after this; Python's 5 ms would be a read's whole time
 
 
 class Replica:
@@ -166,6 +163,7 @@ class Replica:
         """Endpoint first, so that reads are answered with 503 from the start."""
         self._tasks.spawn(serve(self, self.socket))
         self._tasks.spawn(self._follow())
+        self._tasks.spawn(frozen(lambda: self._within(self._behind())))
 
     async def _follow(self) -> None:
         s = self.settings
@@ -223,8 +221,9 @@ async def running(settings: Settings) -> AsyncIterator[Replica]:
     follows = settings.serve.items and settings.follows()
     replica = Replica(settings, changelog, await read_history(settings.kafka, settings.topic("releases")) if follows else ())
     try:
-        replica.start()
-        yield replica
+        with tuned():
+            replica.start()
+            yield replica
     finally:
         await replica.stop()
 
@@ -241,9 +240,6 @@ async def run(settings: Settings) -> None:
     """Run a replica until SIGTERM or SIGINT. Raises what made it fail."""
     stop = signalled()
     async with running(settings) as replica:
-        sys.setswitchinterval(SWITCH_S)
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: a full collection over it would hold reads up for tens of ms
         log.info("read replica at %s", replica.url)
         await until(stop, replica.failed)
         log.info("stopping")

@@ -32,7 +32,7 @@ from streams.restore import answers, restore
 from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
-from streams.startup import claim, listen, one_thread, prepare
+from streams.startup import claim, frozen, listen, one_thread, prepare, tuned
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
@@ -194,6 +194,7 @@ class Worker:
         self.app.finalize()
         await self.app.start()
         self.spawn(self._watch())
+        self.spawn(frozen(self.ready))
 
     async def _watch(self) -> None:
         await self.app.wait_until_stopped()
@@ -226,8 +227,9 @@ async def running(settings: Settings) -> AsyncIterator[Worker]:
     releases = await read_history(settings.kafka, settings.topic("releases")) if settings.follows() else []
     worker = Worker(settings, releases)
     try:
-        await worker.start()
-        yield worker
+        with tuned():
+            await worker.start()
+            yield worker
     finally:
         await worker.stop()
 
