@@ -20,7 +20,7 @@ from benchmarks.job import fill, linked
 from streams.settings import Settings
 from streams.worker import Worker
 
-SHARES, FIXED, SECONDS, WARM_S, USERS, RUNS, FLOOD = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0), (5000,), 15.0, 5.0, 20_000, 1, 30_000
+SHARES, FIXED, SECONDS, WARM_S, USERS, RUNS, FLOOD = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0), (5000,), 25.0, 10.0, 20_000, 1, 30_000
 
 
 class Setup(NamedTuple):

@@ -1,19 +1,24 @@
 """Logs as files for training: slices of the unified topic or its archive, and the synthetic world."""
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from kafka import TopicPartition
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from schemas.archive import Archive, ArchiveError, newest, spans
 from schemas.events import UNIFIED_EVENTS, encode_event
 from schemas.items import UNIFIED_ITEMS, encode_item_vector
-from streams.clients import InputError, consumer, extent
+from streams.clients import InputError, extent
+from streams.restore import CHUNK, reader
 from streams.settings import Settings
+from streams.stopping import stop
+from streams.topics import BrokerError
 from streams.world import World
 
 Spans = dict[int, tuple[int, int]]
@@ -87,20 +92,39 @@ def _spans(settings: Settings, topic: str) -> Spans:
 
 
 def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Keys and values by partition and offset."""
-    client = consumer(settings)
+    """Keys and values by partition and offset. Raises BrokerError."""
+    stream = _lots(settings, settings.topic(topic), spans)
+
+    async def following() -> list[tuple[bytes | None, bytes | None]]:
+        return await anext(stream, [])
+
+    with asyncio.Runner() as loop:
+        try:
+            while lot := loop.run(following()):
+                yield from lot
+        finally:
+            loop.run(stream.aclose())
+
+
+async def _lots(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[tuple[bytes | None, bytes | None]], None]:
+    """The same, some at once; none of these lots is empty."""
+    client = reader(settings.kafka)
     try:
+        await client.start()
         for partition, (begin, end) in sorted(spans.items()):  # one after the other: the log is read once, and simply
             if begin >= end:
                 continue
-            tp = TopicPartition(settings.topic(topic), partition)
+            tp = TopicPartition(topic, partition)
             client.assign([tp])
             client.seek(tp, begin)
-            while client.position(tp) < end:
-                for records in client.poll(1000, max_records=5000).values():
-                    yield from ((r.key, r.value) for r in records if r.offset < end)
+            while await client.position(tp) < end:
+                for records in (await client.getmany(tp, timeout_ms=1000, max_records=CHUNK)).values():
+                    if lot := [(r.key, r.value) for r in records if r.offset < end]:
+                        yield lot
+    except KafkaError as error:
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {error}") from None
     finally:
-        client.close()
+        await stop(client)
 
 
 def _write(path: Path, values: Iterable[bytes]) -> None:

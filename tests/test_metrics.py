@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.training_logs import made_log
-from training.evaluate import rank, report
+from training.evaluate import CHUNK, rank, report
 from training.log import EventLog
 from training.metrics import METRICS, concentration, coverage, difference, interval, ranked
-from training.scorers import aged, decayed_mean, recent_popularity
+from training.scorers import aged, decayed_mean, recent_popularity, remembered
 from training.splits import Cases, held_out_users, leave_one_out
 
 
@@ -54,6 +54,24 @@ def test_metrics_beside_torchmetrics(k: int) -> None:
         if k == 10:
             assert METRICS["ndcg@10"](np.array([place]))[0] == pytest.approx(float(retrieval_normalized_dcg(row, relevant, top_k=10)), abs=1e-6)
         assert 1 / place == pytest.approx(float(retrieval_reciprocal_rank(row, relevant)), abs=1e-6)
+
+
+def test_remembered() -> None:
+    """Each case is encoded once, and its vector is found again whatever part of the cases is asked for, in any order."""
+    log = made_log(600)
+    some = leave_one_out(log).test
+    encoded: list[int] = []
+
+    def users(log: EventLog, part: Cases) -> np.ndarray:
+        encoded.extend(part.target.tolist())
+        return np.stack([part.begin, part.end, part.target], 1).astype(np.float32)
+
+    found = remembered(users, log, some)
+    assert sorted(encoded) == sorted(some.target.tolist())
+    assert len(encoded) > CHUNK
+    part = some.take(np.random.default_rng(0).permutation(len(some))[:40])
+    np.testing.assert_array_equal(found(log, part), np.stack([part.begin, part.end, part.target], 1))
+    assert len(encoded) == len(some)
 
 
 def test_popularity_in_time() -> None:

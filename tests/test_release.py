@@ -55,6 +55,7 @@ def test_release_is_what_was_measured(released: tuple[Trained, Bundle]) -> None:
     np.testing.assert_allclose(users @ items.T, want[:, 1:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_machine_in_a_release(released: tuple[Trained, Bundle]) -> None:
     """Nothing in a release, nor in the shipped one, tells on which machine or from which folder it was made."""
     for bundle in (released[1], open_bundle("demo")):
@@ -64,6 +65,7 @@ def test_no_machine_in_a_release(released: tuple[Trained, Bundle]) -> None:
                 assert told.encode() not in data, (path.name, told)
 
 
+@pytest.mark.slow
 def test_warm_start(released: tuple[Trained, Bundle], tmp_path: Path) -> None:
     """Training that goes on from a release begins with its weights; ID residuals follow their items, and new ones are zero."""
     trained, bundle = released
@@ -87,6 +89,7 @@ def test_warm_start(released: tuple[Trained, Bundle], tmp_path: Path) -> None:
         warm(open_bundle(bundle.folder), made_log(dims=8), SPLIT, QUICK, residual)
 
 
+@pytest.mark.slow
 def test_int8(released: tuple[Trained, Bundle]) -> None:
     """An int8 graph is smaller, keeps its vectors, and says what both forms were measured by."""
     trained, bundle = released

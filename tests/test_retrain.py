@@ -98,6 +98,7 @@ def test_killed_everywhere(world: Path, whole: Path, tmp_path: Path) -> None:
     assert {f.name for f in tmp_path.glob("*.json")} == {f"{name}.json" for name in STEPS}
 
 
+@pytest.mark.slow
 def test_figures(world: Path, whole: Path) -> None:
     """A run's folder tells what was read, what it started from, how it was aligned, how it compares, and the bundle is that of its figures."""
     steps = {name: json.loads((whole / f"{name}.json").read_text()) for name in STEPS}
@@ -116,6 +117,7 @@ def test_figures(world: Path, whole: Path) -> None:
     assert all("seconds" in row for row in steps.values())
 
 
+@pytest.mark.slow
 def test_residuals_are_kept(world: Path, whole: Path) -> None:
     """An item with an ID residual in the serving release keeps it through a retraining in which too few acted on it."""
     keys, _ = read_residuals(world / "serving", 32)

@@ -94,6 +94,7 @@ def test_ranks(tmp_path: Path) -> None:
     assert len(set(ranks)) > 1
 
 
+@pytest.mark.slow
 def test_learns(tmp_path: Path) -> None:
     """Trained on users who keep to their taste it beats popularity; on shuffled items it stays at chance."""
     more = {"epochs": 12, "max_len": 20, "lr": 3e-3, "batch_users": 32, "negatives": 0, "dropout": 0.0, "residual_dropout": 0.0, "ema": 0.9}

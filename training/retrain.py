@@ -36,7 +36,7 @@ from training.job import Job, Retraining
 from training.log import EventLog
 from training.metrics import METRICS
 from training.run import stored, warm
-from training.scorers import mixed, model_users, projected, seen, served, served_items, served_users
+from training.scorers import mixed, model_users, projected, remembered, seen, served, served_items, served_users
 from training.splits import DataError, Split
 
 Say = Callable[[str], None]
@@ -160,7 +160,7 @@ class Retrain:
         if found is not None:
             turned = rotated(model, found.rotation)
             items, some = projected(turned, log, residual), split.test
-            ours, theirs = model_users(turned, items, policy), served_users(self._serving, policy)
+            ours, theirs = (remembered(u, log, some) for u in (model_users(turned, items, policy), served_users(self._serving, policy)))
             few = some.at_most(256, 0)
             moved = float(np.abs(mixed(ours, np.asarray(items))(log, few) - mixed(model_users(model, new, policy), np.asarray(new))(log, few)).max())
             if not moved <= MOVED:

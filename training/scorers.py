@@ -10,7 +10,7 @@ from encoder.features import UNKNOWN, Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
 from encoder.runtime import Encoder
 from schemas.windows import Policy
-from training.evaluate import Score
+from training.evaluate import CHUNK, Score
 from training.log import EventLog, spans, windows
 from training.splits import Cases
 
@@ -85,6 +85,13 @@ Users = Callable[[EventLog, Cases], np.ndarray]
 def mixed(users: Users, items: np.ndarray) -> Score:
     """Interest vectors and item vectors (N, E), of one encoder or of two."""
     return lambda log, some: np.asarray(users(log, some) @ items.T)
+
+
+def remembered(users: Users, log: EventLog, some: Cases) -> Users:
+    """The same for these cases, whose targets differ, each encoded once."""
+    vectors = np.concatenate([users(log, some.take(np.arange(a, min(a + CHUNK, len(some))))) for a in range(0, len(some), CHUNK)])
+    order = np.argsort(some.target)
+    return lambda log, part: vectors[order[np.searchsorted(some.target, part.target, sorter=order)]]
 
 
 def served_users(encoder: Encoder, policy: Policy | None = None) -> Users:
