@@ -15,9 +15,8 @@ from typing import Any
 
 import orjson
 import psutil
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 
-from streams.restore import reader
 from streams.sending import partition_of
 from streams.settings import Settings, to_toml
 from streams.topics import admin, create
@@ -163,25 +162,14 @@ async def folded(worker: Worker, least: float) -> None:
         await asyncio.sleep(0.005)
 
 
-async def drained(worker: Worker, received: int) -> None:
-    """Wait until a worker has taken so many records of the platforms, and folded what they became. Raises what it failed with."""
-    ends = None
-    while ends is None or not worker.app.reached(ends):
-        if worker.failed.done():
-            await worker.failed
-        if ends is None and worker.metrics.value("currents_received_total") >= received:
-            ends = await worker.app.ends()
-        await asyncio.sleep(0.05)
-
-
-async def records(settings: Settings, topic: str) -> int:
-    """Records of a topic: of the platform's, what the generators really got through."""
-    consumer = reader(settings.kafka)
-    await consumer.start()
-    try:
-        return sum((await consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])).values())
-    finally:
-        await consumer.stop()
+async def drained(worker: Worker) -> None:
+    """Wait until a worker is done with what is in its topics by now, and with what became of that. Raises what it failed with."""
+    for _ in ("records of the platforms", "the unified events that they are by then"):
+        ends = await worker.app.ends()
+        while not worker.app.reached(ends):
+            if worker.failed.done():
+                await worker.failed
+            await asyncio.sleep(0.05)
 
 
 async def rate(worker: Worker, total: int) -> float:

@@ -21,7 +21,7 @@ import psutil
 import uvloop
 from aiokafka import TopicPartition
 
-from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, drained, kafka, load, median, record, records, send, working
+from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, drained, kafka, load, median, record, send, working
 from benchmarks.whole import sustained
 from streams.restore import read_to_end, reader
 from streams.settings import Settings
@@ -104,7 +104,7 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
             out, _ = await asker.communicate()
             reads = orjson.loads(out)["single"]
         total = await records(settings, settings.platforms[0].topic)
-        await drained(worker, total)
+        await drained(worker)
         calm_again = next((look.at_s for look in looks if look.at_s > CALM_S + storm_s and look.lag < calm_rate), time.perf_counter() - began)
         bad, compared = await compared_with_log(settings, worker, max(1, round(total / SAMPLE)))
         return Seen(looks, total, await records(settings, settings.topic("events")), bad, compared, reads, calm_again - CALM_S - storm_s)
@@ -139,6 +139,16 @@ async def compared_with_log(settings: Settings, worker: Worker, of: int) -> tupl
     expected, _ = offline_windows(log, {p.code: p.name for p in settings.platforms}, settings.encoding.policy)
     stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows") if chosen(user)}
     return wrong(expected, stored), len(expected)
+
+
+async def records(settings: Settings, topic: str) -> int:
+    """Records of a topic: of the platform's, what the generators really got through."""
+    consumer = reader(settings.kafka)
+    await consumer.start()
+    try:
+        return sum((await consumer.end_offsets([TopicPartition(topic, p) for p in range(PARTITIONS)])).values())
+    finally:
+        await consumer.stop()
 
 
 def plot(looks: list[Look], storm_s: float, path: Path) -> None:

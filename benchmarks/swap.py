@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.common import PARTITIONS, bench, drained, events, folded, kafka, load, record, records, send, working
+from benchmarks.common import PARTITIONS, bench, drained, events, folded, kafka, load, record, send, working
 from encoder.features import featurize
 from encoder.runtime import load_encoder
 from schemas.releases import Release
@@ -59,7 +59,7 @@ async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per
         during = age.percentiles(99)[0]
         process.terminate()
         await process.wait()
-        await drained(worker, await records(settings, settings.platforms[0].topic))
+        await drained(worker)
         return {
             "age p99 before": round(before), "age p99 until switched": round(loading), "times that before": round(loading / before, 2),
             "switch, ms": round(value("currents_swap_seconds_sum") * 1000, 2),

@@ -8,6 +8,7 @@ import time
 import tomllib
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,7 +106,7 @@ async def _demo(settings: Settings, world: World, seconds: float | None, as_json
             await send_events(producer, settings, world, sent, rate, stop, worker)
             took = time.monotonic() - sent.started
             await producer.flush()
-            await settled(worker, sent.events)
+            await settled(worker)
             if screen is not None:
                 screen.cancel()
                 await asyncio.gather(screen, return_exceptions=True)
@@ -142,16 +143,10 @@ async def send_events(
         await worker.failed
 
 
-def handled(worker: Worker) -> float:
-    """Records of the platforms' topics that the worker is done with."""
-    return worker.metrics.value("currents_received_total")
-
-
-async def settled(worker: Worker, sent: int) -> None:
-    """Wait until the worker is done with so many records of the platforms, and with what became of them. Not for ever."""
-    await until(lambda: handled(worker) >= sent, worker)
-    ends = await worker.app.ends()
-    await until(lambda: worker.app.reached(ends), worker)
+async def settled(worker: Worker) -> None:
+    """Wait until the worker is done with what is in its topics by now, and with what became of that. Not for ever."""
+    for _ in ("records of the platforms", "the unified events that they are by then"):
+        await until(partial(worker.app.reached, await worker.app.ends()), worker)
 
 
 async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:

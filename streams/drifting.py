@@ -98,7 +98,7 @@ class Stage:
     async def settled(self) -> None:
         """Wait until everything that was sent is in the profiles."""
         await self._producer.flush()
-        await settled(self.worker, self.sent)
+        await settled(self.worker)
 
     async def sleep(self, seconds: float) -> None:
         """Unless the demo is to end."""

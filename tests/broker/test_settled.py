@@ -22,7 +22,7 @@ def test_everything_is_folded(bootstrap: str, tmp_path: Path, monkeypatch: pytes
             monkeypatch.setattr(worker.app, "lag", lambda tp: 0)
             for n in range(1, ROUNDS + 1):
                 await events(settings, [f"u{k}" for k in range(USERS)], f"round-{n}")
-                await settled(worker, n * USERS)
+                await settled(worker)
                 assert worker.metrics.value("currents_folded_total") == n * USERS
                 assert await windows_wrong(settings) == 0
 

@@ -336,9 +336,14 @@ def damage(data_dir: Path, what: str, luck: int) -> str:
     if what == "half":
         os.truncate(file, file.stat().st_size // 2)
         return f"{file.relative_to(data_dir)} cut off"
+    spoil(file, r)
+    return f"{file.relative_to(data_dir)} spoiled"
+
+
+def spoil(file: Path, r: random.Random) -> None:
+    """Other bytes in every 4 KiB of a file."""
     size = file.stat().st_size
     with file.open("r+b") as spoiled:
         for block in range(0, size - 8, 4096):
             spoiled.seek(block + r.randrange(min(4096, size - block - 8)))
             spoiled.write(r.randbytes(8))
-    return f"{file.relative_to(data_dir)} spoiled"

@@ -65,7 +65,7 @@ def test_nothing_is_lost(cluster: Callable[..., Cluster], provoke: Provoke, coun
                 await provoke(worker)
                 await asyncio.sleep(0.2)
             async with asyncio.timeout(WAIT_S):
-                await settled(worker, 12_000)
+                await settled(worker)
             if counter:
                 assert getattr(worker.app.consumer, counter) > 0
 
