@@ -20,7 +20,7 @@ from encoder.baseline import HALF_LIFE
 from encoder.bundle import RESIDUALS, BundleError, read_residuals
 from encoder.config import BEHAVIOR_SLOTS, PLATFORMS, EncoderConfig
 from encoder.features import NUMERIC, TIMES
-from encoder.layers import ItemProjector, OwnBody, normalised
+from encoder.layers import ItemProjector, Linear, OwnBody, normalised
 from schemas.events import BEHAVIOR_CODE
 
 
@@ -36,7 +36,7 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         self.projector = ItemProjector(config)
         self.residual = nn.Embedding(config.residuals + 1, config.dims, padding_idx=0)
         nn.init.zeros_(self.residual.weight)
-        self.item, self.numeric, self.time = nn.Linear(config.dims, c), nn.Linear(NUMERIC, c), nn.Linear(TIMES, c)
+        self.item, self.numeric, self.time = Linear(config.dims, c), Linear(NUMERIC, c), Linear(TIMES, c)
         self.platform, self.behavior = nn.Embedding(PLATFORMS, c), nn.Embedding(BEHAVIOR_SLOTS, c)
         for table in (self.platform, self.behavior):
             nn.init.normal_(table.weight, std=0.02)
@@ -47,7 +47,7 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         else:
             self.body = OwnBody(config)
         self.drop = nn.Dropout(config.dropout)
-        self.norm, self.out = nn.LayerNorm(c), nn.Linear(c, config.dims)
+        self.norm, self.out = nn.LayerNorm(c), Linear(c, config.dims)
         if config.start_at_mean:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)

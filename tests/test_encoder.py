@@ -28,6 +28,7 @@ from encoder.bundle import (
 from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
+from encoder.layers import Attention
 from encoder.model import SequenceEncoder
 from encoder.runtime import BUCKETS, OnnxEncoder, Projected, load_encoder
 from schemas.events import BEHAVIOR_CODE
@@ -113,6 +114,16 @@ def test_parity(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = to_onnx(model)
     assert parity(model, graph) <= PARITY
     assert cosine(graph, quantised(graph), examples(model)) >= COSINE
+
+
+def test_one_query() -> None:
+    """The last event alone gets of attention what it gets among all, also where an adapter sits around a layer."""
+    torch.manual_seed(3)
+    attention, x, bias = Attention(64, 32), torch.randn(3, 9, 64), torch.randn(3, 2, 9, 9)
+    for key in (attention.key, torch.nn.Sequential(attention.key, torch.nn.Linear(64, 64))):
+        attention.key = key
+        every, one = attention(x, x, bias), attention(x[:, -1:], x, bias[:, :, -1:])
+        torch.testing.assert_close(one, every[:, -1:], atol=1e-5, rtol=1e-5)
 
 
 def test_torch_encoder(bundle: Path) -> None:
