@@ -141,6 +141,7 @@ def fitted(features: Features, max_len: int, policy: Policy) -> Features:
 
 PERIODS_S = (3_600.0, 86_400.0, 604_800.0, 31_557_600.0)  # hour, day, week, year
 GAPS_S = tuple(float(2.0**k) for k in np.linspace(0, np.log2(28 * 86_400), 8))  # 1 s to 28 days, evenly in the logarithm
+_PERIODS, _GAPS = np.array(PERIODS_S), np.array(GAPS_S)
 NUMERIC, TIMES = 4, 2 * len(PERIODS_S) + 2 * len(GAPS_S) + 1
 
 
@@ -155,20 +156,26 @@ def model_inputs(features: Features) -> dict[str, np.ndarray]:
     rows, mask = features.rows, features.mask
     known = mask & (features.items != UNKNOWN)
     has_value, has_dwell = mask & np.isfinite(rows["value"]), mask & (rows["dwell_ds"] != NO_DWELL)
-    dwell = np.log1p(np.where(has_dwell, rows["dwell_ds"], 0) / 10.0)
-    value = np.clip(np.where(has_value, rows["value"], 0.0), -1e3, 1e3)
+    numeric = np.empty((*mask.shape, NUMERIC), np.float32)
+    numeric[..., 0] = np.clip(np.where(has_value, rows["value"], 0.0), -1e3, 1e3)
+    numeric[..., 1] = np.log1p(np.where(has_dwell, rows["dwell_ds"], 0) / 10.0)
+    numeric[..., 2], numeric[..., 3] = has_value, has_dwell
     seconds = rows["ts_ms"] / 1000.0
     gap = np.diff(seconds, axis=1, prepend=seconds[:, :1]) * mask
-    angles = [seconds * (2 * np.pi / p) for p in PERIODS_S] + [gap * (2 * np.pi / p) for p in GAPS_S]
-    waves = [f(a) for a in angles for f in (np.sin, np.cos)]
-    times = np.stack([*waves, np.log1p(np.maximum(gap, 0))], -1) * mask[..., None]
+    turns = np.concatenate([seconds[..., None] / _PERIODS, gap[..., None] / _GAPS], -1)
+    angles = ((turns - np.floor(turns)) * (2 * np.pi)).astype(np.float32)  # whole turns off: then float32 will do, several times as fast
+    times = np.empty((*mask.shape, TIMES), np.float32)
+    np.sin(angles, out=times[..., 0:-1:2])
+    np.cos(angles, out=times[..., 1:-1:2])
+    times[..., -1] = np.log1p(np.maximum(gap, 0))
+    times *= mask[..., None]
     return {
         "items": features.items,
         "known": known.astype(np.float32),
         "platform": rows["platform"].astype(np.int64),
         "behavior": rows["behavior"].astype(np.int64),
-        "numeric": np.stack([value, dwell, has_value, has_dwell], -1).astype(np.float32),
-        "times": times.astype(np.float32),
+        "numeric": numeric,
+        "times": times,
         "seconds": ((seconds - seconds[:, :1]) * mask).astype(np.float32),
         "lengths": features.lengths.astype(np.int64),
     }

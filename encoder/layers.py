@@ -79,10 +79,11 @@ class Bias(nn.Module):
             # Between two buckets the bias is interpolated: a rounding of the logarithm must not move it.
             x = (elapsed.clamp(min=0) + 1).log2().clamp(max=TIME_BUCKETS - 1.0)
             low = x.floor()
-            at, table = low.long(), self.time.weight
-            slope = F.embedding(at, table[1:] - table[:-1])
+            table = self.time.weight
+            lines = torch.cat([table[:-1], table[1:] - table[:-1]], 1)  # (TIME_BUCKETS, 2 H)
             # Heads in front before the share is multiplied in: broadcast over a last axis of two or four heads, it took five times as long.
-            out = out + self.time(at).permute(0, 3, 1, 2) + slope.permute(0, 3, 1, 2) * (x - low)[:, None]
+            start, slope = F.embedding(low.long(), lines).permute(0, 3, 1, 2).chunk(2, 1)
+            out = out + start + slope * (x - low)[:, None]
         return out.masked_fill((back < 0)[:, None], -1e9)
 
 
