@@ -1,6 +1,7 @@
 """Windows → profiles, a whole batch at once: features, interest vectors, portraits, bytes."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, wait
 
 import numpy as np
 
@@ -29,7 +30,8 @@ def style_of(settings: Settings) -> Style:
 class Profiler:
     """A pure function of windows, items and lineup, but for the clock that is passed in and the guard. Call it on the encoding thread.
 
-    `failed` is called with the error of a candidate that cannot encode: its users get the serving encoder's profiles.
+    `failed` is called with the error of a candidate that cannot encode: its users get the serving encoder's profiles. `beside`: where portraits are
+    made while vectors are: ONNX Runtime and a GPU leave Python's interpreter to others.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Profiler:
         policy: Policy,
         guard: Guard | None = None,
         failed: Callable[[Exception], None] = lambda error: None,
+        beside: Executor | None = None,
     ) -> None:
         self._lineup, self._store, self._style, self._policy, self._failed = lineup, store, style, policy, failed
-        self._guard = guard or Guard()
+        self._guard, self._beside = guard or Guard(), beside
 
     def __call__(
         self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int, strict: bool = False
@@ -53,8 +56,7 @@ class Profiler:
         `received`: when the newest event behind each update reached Kafka, ms. Raises EncoderDown.
         """
         lineup, features = self._lineup(), featurize(windows, self._store.table, self._policy.most)
-        made = self._encode(lineup, users, features, strict)
-        portraits = interests(features, self._store, self._style)
+        made, portraits = self._both(lineup, users, features, strict)
         last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         missing = features.mask & (features.items == UNKNOWN)
         makers = {e: pack_maker(e.version, e.space_id, e.dims) for e in {e for e, _ in made}}
@@ -66,6 +68,17 @@ class Profiler:
         ours = lineup.everybody()
         waiting = [(key_bytes(key), users[n]) for key, n in pairs]
         return rows, waiting + [(FALLBACK, user) for user, (encoder, _) in zip(users, made, strict=True) if encoder not in ours]
+
+    def _both(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> tuple[list[tuple[Encoder, bytes]], list[bytes]]:
+        """What `_encode` makes, and portraits. Both are done or given up at the end: the items stay as they are until then, and no longer."""
+        if self._beside is None:
+            return self._encode(lineup, users, features, strict), interests(features, self._store, self._style)
+        portraits = self._beside.submit(interests, features, self._store, self._style)
+        try:
+            made = self._encode(lineup, users, features, strict)
+        finally:
+            wait([portraits])
+        return made, portraits.result()
 
     def _encode(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> list[tuple[Encoder, bytes]]:
         """B users -> who made each vector, and its bytes."""

@@ -53,6 +53,7 @@ class Worker:
         self.tower = load_tower(settings.encoding.tower)
         self.mapping_pool = ThreadPoolExecutor(1, "map")
         self.encoding_pool = ThreadPoolExecutor(1, "encode")
+        self.portrait_pool = ThreadPoolExecutor(1, "portrait")
         folder, w = Path(settings.worker.data_dir), settings.worker
         self.store = load_items(folder / "items", self.tower.space_id, self.tower.dims)
         self.lifecycle = Lifecycle(settings, releases, self.tower, self.store, self.encoding_pool, self.metrics)
@@ -67,7 +68,9 @@ class Worker:
         fallback = self.spare if e.fallback == "baseline" else None
         failures = self.metrics.encoder_failures
         self.guard = Guard(fallback, e.fallback_after_s, lambda version: failures.labels(version).inc(), self.metrics.fallback.inc)
-        self.profiler = Profiler(lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed)
+        self.profiler = Profiler(
+            lifecycle.lineup, self.store, style_of(settings), e.policy, self.guard, lifecycle.candidate_failed, self.portrait_pool
+        )
         self.updater = Updater(settings, self.tablets, self.profiler, self.sender, self.metrics, self.encoding_pool)
         self.late = Late(self.tablets, self.updater, self.metrics, self.pressed)
         self.updater.fell_back = self.late.fell_back
@@ -213,6 +216,7 @@ class Worker:
         await self._tasks.stop()
         self.mapping_pool.shutdown(cancel_futures=True)
         self.encoding_pool.shutdown(cancel_futures=True)
+        self.portrait_pool.shutdown()
         self.tablets.close()
         self.store.close()
         self.socket.close()

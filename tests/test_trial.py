@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
 from schemas.items import Item, item_key
 from schemas.windows import ROW, VERSION, Policy
+from streams import profiler as profiling
+from streams.guard import EncoderDown
 from streams.items import ItemStore, item_rows
 from streams.lineup import Lineup
 from streams.metrics import Metrics
 from streams.observing import TIMED, Observer, hit
-from streams.portrait import Style
+from streams.portrait import Style, interests
 from streams.profiler import Profiler
 from streams.tablets import Tablet
 from streams.trial import Rules, Sums, Trial, decide, figures, interval, slower
@@ -165,6 +169,30 @@ def test_timing(tmp_path: Path) -> None:
     lineup = Lineup(lineup.serving, Blind(), 0.1)
     observer.time(windows)  # a candidate that fails stops nobody
     assert observer.trial.delays == []
+    store.close()
+
+
+def test_portraits_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portraits that are made while vectors are change nothing, and none is being made any more when the encoder has failed."""
+    store = ItemStore(tmp_path / "items", "space", 8)
+    store.apply([], ("items", 0), 0)
+    style = Style(3, 1, 1e9, np.ones(256), {1: "shop"})
+    users, windows = [b"u", b"v"], [VERSION + ROW.pack(1, 1, item_key("shop:a"), 1, 0, 0, 0.0)] * 2
+    lineup, ended = Lineup(Baseline(8, "space")), list[bool]()
+
+    def slow(*arguments: Any) -> list[bytes]:
+        time.sleep(0.05)
+        ended.append(True)
+        return interests(*arguments)
+
+    monkeypatch.setattr(profiling, "interests", slow)
+    with ThreadPoolExecutor(1) as pool:
+        alone, beside = (Profiler(lambda: lineup, store, style, Policy(64), beside=p)(users, windows, [0, 0], 7) for p in (None, pool))
+        assert alone == beside
+        lineup = Lineup(Blind())
+        with pytest.raises(EncoderDown):
+            Profiler(lambda: lineup, store, style, Policy(64), beside=pool)(users, windows, [0, 0], 7)
+        assert len(ended) == 3
     store.close()
 
 
