@@ -42,7 +42,7 @@ from schemas.items import decode_item_vector
 from streams.clients import consumer, extent
 from streams.settings import Settings
 from streams.startup import claim
-from streams.topics import admin, identity
+from streams.topics import asking, identity
 
 log = logging.getLogger("currents.archive")
 TOPICS: dict[Kind, str] = {"events": "events", "items": "item-vectors"}
@@ -154,11 +154,8 @@ class Archiver:
 
     def claim(self) -> None:
         """Make the archive if there is none, or make sure that it is of these topics. Raises ArchiveError, BrokerError."""
-        client = admin(self._settings.kafka, 2)
-        try:
+        with asking(self._settings.kafka, 2) as client:
             found = {kind: identity(client, topic) for topic, kind in self._kinds.items()}
-        finally:
-            client.close()
         about = self._archive.about()
         if about is None:
             self._writer.put(ABOUT, json.dumps({"format": FORMAT, "topics": found}, indent=1).encode())

@@ -12,7 +12,7 @@ from encoder.towers import TowerError, load_tower
 from streams.settings import Settings, SettingsError
 from streams.startup import claim
 from streams.storage import StorageError
-from streams.topics import BrokerError, admin, differences
+from streams.topics import BrokerError, asking, differences
 
 FREE_BYTES = 1 << 30
 PROBLEMS = (BrokerError, StorageError, SettingsError, TowerError, BundleError, OSError)
@@ -43,11 +43,8 @@ def checks(settings: Settings, attempts: int = 1) -> Iterator[Check]:
 
 
 def _topics(settings: Settings, attempts: int) -> str:
-    client = admin(settings.kafka, attempts)
-    try:
+    with asking(settings.kafka, attempts) as client:
         found = [f"{topic.name} {what}" for topic, what, _ in differences(client, settings)]
-    finally:
-        client.close()
     if found:
         raise BrokerError("; ".join(found) + ". Run `currents topics --create` for what is missing")
     return f"{settings.kafka.bootstrap} answers, topics are as they should be"

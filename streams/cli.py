@@ -120,17 +120,14 @@ def topics(
     config: Config = None,
 ) -> None:
     """Say which topics there should be and what differs; exit status 1 if a worker could not run."""
-    from streams.topics import admin, differences
+    from streams.topics import asking, differences
     from streams.topics import create as make
     from streams.topics import topics as wanted
 
     settings = load(config)
-    client = admin(settings.kafka, 2)
-    try:
+    with asking(settings.kafka, 2) as client:
         made = make(client, settings, platforms=True) if create else []
         found = list(differences(client, settings))
-    finally:
-        client.close()
     rows: list[dict[str, Any]] = [
         {"topic": t.name, "created": t.name in made, "differs": [w for d, w, _ in found if d.name == t.name]} for t in wanted(settings)
     ]

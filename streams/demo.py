@@ -28,7 +28,7 @@ from streams.screen import draw
 from streams.sending import partition_of
 from streams.settings import Settings
 from streams.tasks import signalled
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.worker import Worker, running
 from streams.world import World
 
@@ -81,9 +81,12 @@ async def beside(broker: Embedded, work: Coroutine[Any, Any, T]) -> T:
 @contextlib.asynccontextmanager
 async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     """Topics, and somebody who writes to them."""
-    client = await asyncio.to_thread(admin, settings.kafka)
-    await asyncio.to_thread(create, client, settings, True)
-    client.close()
+
+    def make() -> None:
+        with asking(settings.kafka) as client:
+            create(client, settings, True)
+
+    await asyncio.to_thread(make)
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, linger_ms=5, max_batch_size=256 << 10)
     await producer.start()
     try:

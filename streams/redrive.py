@@ -29,7 +29,7 @@ from streams.restore import aio_config, read_to_end, reader
 from streams.sending import Row, Sender, by_partition
 from streams.settings import Settings
 from streams.tablets import now_ms
-from streams.topics import DEAD_LETTER_BYTES, BrokerError, admin, create, identity
+from streams.topics import DEAD_LETTER_BYTES, BrokerError, asking, create, identity
 from streams.verify import read_topic
 
 log = logging.getLogger("currents.redrive")
@@ -87,12 +87,9 @@ async def redrive(settings: Settings, everything: bool, dry_run: bool, progress:
 
 def open_topics(settings: Settings) -> None:
     """Make sure that there are letters, and a place to remember them. Raises BrokerError."""
-    client = admin(settings.kafka, 2)
-    try:
+    with asking(settings.kafka, 2) as client:
         identity(client, settings.topic("dead-letters"))
         create(client, settings)
-    finally:
-        client.close()
 
 
 async def marks(settings: Settings) -> tuple[set[bytes], list[int] | None]:

@@ -36,7 +36,7 @@ from streams.storage import StorageError
 from streams.swap import Swapper
 from streams.tablets import Tablets, now_ms
 from streams.tasks import Tasks, signalled, until
-from streams.topics import BrokerError, admin, identity
+from streams.topics import BrokerError, asking, identity
 
 log = logging.getLogger("currents.replica")
 BEHIND = "x-currents-behind"
@@ -229,11 +229,8 @@ async def running(settings: Settings) -> AsyncIterator[Replica]:
 
 
 def _look(settings: Settings) -> dict[str, Any]:
-    client = admin(settings.kafka)
-    try:
+    with asking(settings.kafka) as client:
         return identity(client, settings.topic("profiles"))
-    finally:
-        client.close()
 
 
 async def run(settings: Settings) -> None:

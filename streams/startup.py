@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from streams.settings import Settings, SettingsError
 from streams.storage import StorageError
-from streams.topics import BrokerError, admin, create, differences
+from streams.topics import BrokerError, asking, create, differences
 
 log = logging.getLogger("currents.worker")
 SWITCH_S = 0.0005  # a thread that folds or encodes gives the event loop its turn after this; Python's 5 ms are paid at each of its wakings
@@ -53,16 +53,13 @@ async def frozen(ready: Callable[[], bool]) -> None:
 
 def prepare(settings: Settings) -> None:
     """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
-    client = admin(settings.kafka)
-    try:
+    with asking(settings.kafka) as client:
         create(client, settings)
         for topic, what, fatal in differences(client, settings):
             if fatal:
                 hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
                 raise BrokerError(f"topic {topic.name} {what}: {hint}")
             log.warning("topic %s %s", topic.name, what)
-    finally:
-        client.close()
 
 
 def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> TextIO:

@@ -1,5 +1,6 @@
 """Currents' topics: which there are, how they should be, and what differs on the brokers."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,18 @@ def admin(kafka: Kafka, attempts: int = 5) -> KafkaAdminClient:
     except (OSError, ValueError) as error:
         why = str(error)
     raise BrokerError(f"kafka.bootstrap = {kafka.bootstrap!r}: {why} ({attempts} attempts). Is Kafka up, and the address right?")
+
+
+@contextlib.contextmanager
+def asking(kafka: Kafka, attempts: int = 5) -> Iterator[KafkaAdminClient]:
+    """An admin client, closed at the end. Raises BrokerError when no broker answers, or none any more."""
+    client = admin(kafka, attempts)
+    try:
+        yield client
+    except KafkaError as error:
+        raise BrokerError(f"kafka.bootstrap = {kafka.bootstrap!r}: answered, and then {error}; is it being restarted?") from None
+    finally:
+        client.close()
 
 
 def create(client: KafkaAdminClient, settings: Settings, platforms: bool = False) -> list[str]:

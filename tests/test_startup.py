@@ -3,8 +3,14 @@
 import asyncio
 import gc
 import sys
+from typing import Any
 
-from streams.startup import COLLECT, SWITCH_S, frozen, tuned
+import pytest
+from kafka.errors import KafkaConnectionError
+
+from streams import topics
+from streams.settings import Settings
+from streams.startup import COLLECT, SWITCH_S, frozen, prepare, tuned
 
 
 def test_tuned() -> None:
@@ -25,3 +31,26 @@ def test_tuned() -> None:
         assert gc.get_threshold() == COLLECT
         asyncio.run(scenario())
     assert (sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+class Leaving:
+    """A broker that answers once."""
+
+    closed = False
+
+    def __init__(self, **config: Any) -> None:
+        pass
+
+    def list_topics(self) -> list[str]:
+        raise KafkaConnectionError("socket disconnected")
+
+    def close(self) -> None:
+        Leaving.closed = True
+
+
+def test_broker_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that goes while topics are looked at ends a worker's start with the address and what happened."""
+    monkeypatch.setattr(topics, "KafkaAdminClient", Leaving)
+    with pytest.raises(topics.BrokerError, match=r"kafka\.bootstrap = 'here:1': answered, and then .*socket disconnected"):
+        prepare(Settings(kafka={"bootstrap": "here:1"}))
+    assert Leaving.closed
