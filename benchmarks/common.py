@@ -162,16 +162,6 @@ async def folded(worker: Worker, least: float) -> None:
         await asyncio.sleep(0.005)
 
 
-async def drained(worker: Worker) -> None:
-    """Wait until a worker is done with what is in its topics by now, and with what became of that. Raises what it failed with."""
-    for _ in ("records of the platforms", "the unified events that they are by then"):
-        ends = await worker.app.ends()
-        while not worker.app.reached(ends):
-            if worker.failed.done():
-                await worker.failed
-            await asyncio.sleep(0.05)
-
-
 async def rate(worker: Worker, total: int) -> float:
     """Events a second from the first batch that is done to the last event."""
     await folded(worker, 1)

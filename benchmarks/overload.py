@@ -8,6 +8,7 @@ with the offline fold of the whole log. A reader in a process of its own asks al
 
 import argparse
 import asyncio
+import math
 import sys
 import time
 import zlib
@@ -21,8 +22,9 @@ import psutil
 import uvloop
 from aiokafka import TopicPartition
 
-from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, drained, kafka, load, median, record, send, working
+from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, kafka, load, median, record, send, working
 from benchmarks.whole import sustained
+from streams.demo import settled
 from streams.restore import read_to_end, reader
 from streams.settings import Settings
 from streams.verify import offline_windows, wrong
@@ -104,7 +106,7 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
             out, _ = await asker.communicate()
             reads = orjson.loads(out)["single"]
         total = await records(settings, settings.platforms[0].topic)
-        await drained(worker)
+        await settled(worker, math.inf)
         calm_again = next((look.at_s for look in looks if look.at_s > CALM_S + storm_s and look.lag < calm_rate), time.perf_counter() - began)
         bad, compared = await compared_with_log(settings, worker, max(1, round(total / SAMPLE)))
         return Seen(looks, total, await records(settings, settings.topic("events")), bad, compared, reads, calm_again - CALM_S - storm_s)

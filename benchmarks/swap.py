@@ -6,6 +6,7 @@ chunks of stored windows back to back.
 
 import argparse
 import asyncio
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.common import PARTITIONS, bench, drained, events, folded, kafka, load, record, send, working
+from benchmarks.common import PARTITIONS, bench, events, folded, kafka, load, record, send, working
 from encoder.features import featurize
 from encoder.runtime import load_encoder
 from schemas.releases import Release
 from streams import verify
+from streams.demo import settled
 from streams.published import check_vectors
 from streams.releases import announce
 from streams.settings import Settings
@@ -59,7 +61,7 @@ async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per
         during = age.percentiles(99)[0]
         process.terminate()
         await process.wait()
-        await drained(worker)
+        await settled(worker, math.inf)
         return {
             "age p99 before": round(before), "age p99 until switched": round(loading), "times that before": round(loading / before, 2),
             "switch, ms": round(value("currents_swap_seconds_sum") * 1000, 2),

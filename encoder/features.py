@@ -139,9 +139,8 @@ def fitted(features: Features, max_len: int, policy: Policy) -> Features:
     return padded(rows[keep], items[keep], np.bincount(owner[keep], minlength=len(features.lengths)))
 
 
-PERIODS_S = (3_600.0, 86_400.0, 604_800.0, 31_557_600.0)  # hour, day, week, year
-GAPS_S = tuple(float(2.0**k) for k in np.linspace(0, np.log2(28 * 86_400), 8))  # 1 s to 28 days, evenly in the logarithm
-_PERIODS, _GAPS = np.array(PERIODS_S), np.array(GAPS_S)
+PERIODS_S = np.array([3_600.0, 86_400.0, 604_800.0, 31_557_600.0])  # hour, day, week, year
+GAPS_S = np.array([2.0**k for k in np.linspace(0, np.log2(28 * 86_400), 8)])  # 1 s to 28 days, evenly in the logarithm
 NUMERIC, TIMES = 4, 2 * len(PERIODS_S) + 2 * len(GAPS_S) + 1
 
 
@@ -162,7 +161,7 @@ def model_inputs(features: Features) -> dict[str, np.ndarray]:
     numeric[..., 2], numeric[..., 3] = has_value, has_dwell
     seconds = rows["ts_ms"] / 1000.0
     gap = np.diff(seconds, axis=1, prepend=seconds[:, :1]) * mask
-    turns = np.concatenate([seconds[..., None] / _PERIODS, gap[..., None] / _GAPS], -1)
+    turns = np.concatenate([seconds[..., None] / PERIODS_S, gap[..., None] / GAPS_S], -1)
     angles = ((turns - np.floor(turns)) * (2 * np.pi)).astype(np.float32)  # whole turns off: then float32 will do, several times as fast
     times = np.empty((*mask.shape, TIMES), np.float32)
     np.sin(angles, out=times[..., 0:-1:2])

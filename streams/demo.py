@@ -146,15 +146,15 @@ async def send_events(
         await worker.failed
 
 
-async def settled(worker: Worker) -> None:
-    """Wait until the worker is done with what is in its topics by now, and with what became of that. Not for ever."""
+async def settled(worker: Worker, within_s: float | None = None) -> None:
+    """Wait until the worker is done with what is in its topics by now, and with what became of that. For SETTLE_S each if not told."""
     for _ in ("records of the platforms", "the unified events that they are by then"):
-        await until(partial(worker.app.reached, await worker.app.ends()), worker)
+        await until(partial(worker.app.reached, await worker.app.ends()), worker, within_s=within_s)
 
 
-async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None) -> None:
-    """Wait for the condition, not for ever, nor beyond `stop`. Raises what makes the worker fail."""
-    deadline = time.monotonic() + SETTLE_S
+async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None, within_s: float | None = None) -> None:
+    """Wait for the condition, for SETTLE_S if not told, nor beyond `stop`. Raises what makes the worker fail."""
+    deadline = time.monotonic() + (SETTLE_S if within_s is None else within_s)
     while not condition() and time.monotonic() < deadline and not (stop and stop.is_set()):
         if worker.failed.done():
             await worker.failed
