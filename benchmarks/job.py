@@ -21,9 +21,10 @@ from benchmarks.common import ITEMS, bench, cpu, events, folded, kafka, record, 
 from benchmarks.disk import windows
 from schemas.items import item_key
 from streams.sending import partition_of
-from streams.tablets import Tablet
+from streams.tablets import FAMILIES, Tablet
 from streams.worker import Worker
 
+UNFINISHED = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions", "rocksdb.mem-table-flush-pending")
 USERS, EVENTS, LENGTH, LOT = (1, 10, 100_000, 1_000_000), 40_000, 32, 5000
 
 
@@ -59,6 +60,8 @@ def fill(folder: Path, users: int, partitions: int) -> None:
             tablet.write(mine)
     for tablet in tablets:
         tablet.flush()
+        while any(tablet.family(f).property_int_value(p) for f in FAMILIES for p in UNFINISHED):  # what is measured is not the filling
+            time.sleep(0.1)
         tablet.close()
 
 

@@ -48,7 +48,7 @@ class Tablet:
         self.restoring: asyncio.Task[None] | None = None
         self.strange = False
         """Another worker's rows were found in a changelog since the last restore began."""
-        self._db = open_db(path, cache, write_buffer_bytes, FAMILIES)
+        self._db = open_db(path, cache, write_buffer_bytes, FAMILIES, read_often=("windows",))
         self._cf = {f: self._db.get_column_family(f) for f in FAMILIES}
         self._handle = {f: self._db.get_column_family_handle(f) for f in FAMILIES}
 
@@ -250,6 +250,10 @@ class Tablets:
             except TimeoutError:
                 continue  # the generation may have passed meanwhile
         return None
+
+    def holds(self, tablet: Tablet, generation: int | None) -> bool:
+        """Whether a tablet is restored, and this generation has not passed."""
+        return generation is not None and generation == self.generation and tablet.restored.is_set()
 
     async def still(self, generation: int | None, seconds: float) -> bool:
         """Wait, but no longer than the generation lasts; whether it does."""
