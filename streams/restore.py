@@ -28,7 +28,10 @@ CHUNK = 20_000  # records of one read
 FETCH_BYTES = 1 << 20  # of a partition at once: larger ones are slower, for every one is memory that is new to the process
 NOTHING_MS = 10
 """How long a restore waits for rows before it asks whether there are any: most find none, and the tablet's users wait for it."""
+MOST_SEEN = 250_000  # windows of a tablet whose outline is remembered while it is restored: some 45 MB
 _ROW = struct.Struct(f"{ROW_BYTES}s")
+Outline = tuple[int, int] | None
+"""(time of the newest event in ms, number of events) of a window; None where there is none."""
 
 
 def reader(kafka: Kafka, reset: str = "earliest", wait_ms: int = 100) -> AIOKafkaConsumer:
@@ -111,9 +114,10 @@ async def restore(
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
             tablets.wipe(tablet)
             have = dict.fromkeys(parts, (-1, 0))
+        seen = Seen(empty=next(tablet.scan("windows"), None) is None)
         steps = (
-            partial(put_windows, short=short, table=table, policy=policy),
-            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}),
+            partial(put_windows, short=short, policy=policy, seen=seen),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}, seen=seen),
         )
         for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
             start = max(have[tp][0] + 1, first[tp])
@@ -130,17 +134,48 @@ async def restore(
     return wrong
 
 
-def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], table: ItemTable, policy: Policy, offsets: dict[str, int]) -> None:
+class Seen:
+    """The outlines of the windows that a restore put into an empty tablet, so that they are not read again. Forgets all beyond MOST_SEEN."""
+
+    def __init__(self, empty: bool = False) -> None:
+        self._outlines: dict[bytes, Outline] | None = {} if empty else None
+
+    def windows(self, tablet: Tablet, users: list[bytes]) -> dict[bytes, bytes | None]:
+        """What the tablet has of these users. Who was not seen has nothing."""
+        there = users if self._outlines is None else [u for u in users if u in self._outlines]
+        return {**dict.fromkeys(users), **dict(zip(there, tablet.windows(there), strict=True))}
+
+    def put(self, windows: Mapping[bytes, bytes | None]) -> None:
+        """These are the tablet's now."""
+        if self._outlines is not None:
+            self._outlines.update((user, outline(window)) for user, window in windows.items())
+            if len(self._outlines) > MOST_SEEN:
+                self._outlines = None
+
+    def outlines(self, tablet: Tablet, users: list[bytes]) -> list[Outline]:
+        """Of the windows that the tablet has of these users."""
+        if self._outlines is None:
+            return [outline(window) for window in tablet.windows(users)]
+        return [self._outlines.get(user) for user in users]
+
+
+def outline(window: bytes | None) -> Outline:
+    """Of one window."""
+    return (newest_ms(window), (len(window) - 1) // ROW_BYTES) if window else None
+
+
+def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], policy: Policy, offsets: dict[str, int], seen: Seen | None = None) -> None:
     """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others."""
-    keys = list({r.key for r in records})
-    found = dict(zip(keys, tablet.windows(keys), strict=True))
+    seen = seen or Seen()
+    found = seen.windows(tablet, list({r.key for r in records}))
     for record in records:
         key, new = record.key, record.value
         old = found[key]
-        whole = new if old is None or new is None else merge(old, new, policy)
+        whole = new if new is None else check(new) if old is None else merge(old, new, policy)
         found[key] = whole
         (short.discard if whole == new else short.add)(key)
-    tablet.write(windows=found.items(), waiting=awaited(found, table), offsets=offsets, now_ms=now_ms())
+    tablet.write(windows=found.items(), offsets=offsets, now_ms=now_ms())
+    seen.put(found)
 
 
 def put_profiles(
@@ -151,33 +186,38 @@ def put_profiles(
     offsets: dict[str, int],
     fallback: str | None = None,
     noted: dict[bytes, list[bytes]] | None = None,
+    seen: Seen | None = None,
 ) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
+    A row that counts unknown items: they are looked for in the window, and the user is noted as one who waits for them.
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
     A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
     theirs takes that back.
     """
     latest = {r.key: r.value for r in records}
-    users, late = list(latest), list[tuple[bytes, bytes]]()
-    for user, window in zip(users, tablet.windows(users), strict=True):
+    users, late, lacking = list(latest), list[tuple[bytes, bytes]](), dict[bytes, int]()
+    for user, shape in zip(users, (seen or Seen()).outlines(tablet, users), strict=True):
         profile = latest[user]
-        right = not window or not profile or is_of(profile, newest_ms(window), (len(window) - 1) // ROW_BYTES)
+        right = shape is None or not profile or is_of(profile, *shape)
         (stale.discard if right else stale.add)(user)
-        if right and window and profile and (unknown := unknown_items(profile)):
-            keys = np.frombuffer(window[1:], DTYPE)["item_key"]
-            known = keys[table.index(keys) != UNKNOWN]
-            if len(keys) - len(known) < unknown:
-                late.append((key_bytes(int(known[0])), user))
+        if right and shape and profile and (unknown := unknown_items(profile)):
+            lacking[user] = unknown
         if fallback and profile and is_by(profile, fallback):
             late.append((FALLBACK, user))
+    windows = dict(zip(lacking, tablet.windows(list(lacking)), strict=True))
+    for user, window in windows.items():
+        keys = np.frombuffer(window[1:] if window else b"", DTYPE)["item_key"]
+        known = keys[table.index(keys) != UNKNOWN]
+        if len(keys) - len(known) < lacking[user]:
+            late.append((key_bytes(int(known[0])), user))
     earlier = {} if noted is None else {user: noted.pop(user) for user in users if user in noted}
     still = set(late)
     over = [(key, user) for user, keys in earlier.items() for key in keys if (key, user) not in still]
     if noted is not None:
         for key, user in late:
             noted.setdefault(user, []).append(key)
-    tablet.write(profiles=latest.items(), waiting=late, arrived=over, offsets=offsets, now_ms=now_ms())
+    tablet.write(profiles=latest.items(), waiting=[*late, *awaited(windows, table)], arrived=over, offsets=offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

@@ -12,7 +12,7 @@ from encoder.features import ItemTable
 from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
-from streams.restore import merge, put_profiles, put_windows
+from streams.restore import Seen, merge, put_profiles, put_windows
 from streams.tablets import FALLBACK, Tablet, key_bytes
 from streams.verify import offline_windows
 
@@ -98,14 +98,14 @@ def tablet(tmp_path: Path) -> Tablet:
 
 def test_stale_window(tablet: Tablet) -> None:
     """An old row behind a newer one loses no event, and its user is named; a row that comes right afterwards is not."""
-    short, table = set[bytes](), ItemTable(2)
+    short = set[bytes]()
     old, new = window([1, 5]), window([1, 2, 3, 4])
-    put_windows(tablet, [Record(b"u", new), Record(b"u", old), Record(b"v", old), Record(b"v", window([1, 2, 5]))], short, table, POLICY, {"t": 3})
+    put_windows(tablet, [Record(b"u", new), Record(b"u", old), Record(b"v", old), Record(b"v", window([1, 2, 5]))], short, POLICY, {"t": 3})
     assert tablet.windows([b"u", b"v"]) == [window([1, 2, 3, 4, 5]), window([1, 2, 5])]
     assert (short, tablet.offset("t")[0]) == ({b"u"}, 3)
-    put_windows(tablet, [Record(b"u", window([1, 2, 3, 4, 5]))], short, table, POLICY, {"t": 4})
+    put_windows(tablet, [Record(b"u", window([1, 2, 3, 4, 5]))], short, POLICY, {"t": 4})
     assert short == set()
-    put_windows(tablet, [Record(b"u", None), Record(b"u", old)], short, table, POLICY, {"t": 6})
+    put_windows(tablet, [Record(b"u", None), Record(b"u", old)], short, POLICY, {"t": 6})
     assert (tablet.windows([b"u"]), short) == ([old], set())
     tablet.close()
 
@@ -128,6 +128,24 @@ def test_stale_profile(tablet: Tablet) -> None:
     tablet.close()
 
 
+@pytest.mark.parametrize("most", [0, 2, 100])
+def test_remembered_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """What is remembered of windows while an empty tablet is restored changes nothing of the outcome, also where it is forgotten on the way."""
+    monkeypatch.setattr("streams.restore.MOST_SEEN", most)
+    parts = [[("a", [1]), ("b", [1, 2]), ("a", [1, 3])], [("b", None), ("c", [5]), ("d", [6])], [("a", [1, 2]), ("b", [7])]]
+    made = [("a", [1, 2, 3], 0), ("b", [7], 1), ("c", [4], 0), ("d", [6], 0), ("e", [1], 1)]
+    found = []
+    for n, seen in enumerate((None, Seen(), Seen(empty=True))):
+        tablet, short, stale = Tablet(0, tmp_path / str(n)), set[bytes](), set[bytes]()
+        for part in parts:
+            put_windows(tablet, [Record(u.encode(), times and window(times)) for u, times in part], short, POLICY, {"w": 1}, seen)
+        put_profiles(tablet, [Record(u.encode(), profile(u, *rest)) for u, *rest in made], stale, ItemTable(2), {"p": 1}, seen=seen)
+        found.append((dict(tablet.scan("windows")), dict(tablet.scan("profiles")), dict(tablet.scan("waiting")), short, stale))
+        tablet.close()
+    assert found[0] == found[1] == found[2]
+    assert (found[0][0][b"a"], found[0][3:]) == (window([1, 2, 3]), ({b"a"}, {b"c"}))
+
+
 def test_profiles_of_the_fallback(tablet: Tablet) -> None:
     """Users whose last row is the fallback encoder's wait for the right one; without a fallback nobody does."""
     rows = [Record(u.encode(), profile(u, [1, 2])) for u in ("u", "😀" * 1024, "encoder_version")] + [Record(b"gone", None)]
@@ -139,18 +157,18 @@ def test_profiles_of_the_fallback(tablet: Tablet) -> None:
     tablet.close()
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("unknown", [1, 130, 300])
-def test_late_item_of_another_worker(tablet: Tablet, unknown: int) -> None:
-    """A user whose last profile is from before an item came, that is known by now, is noted as one who waits for it; others are not."""
+def test_late_item_of_another_worker(tablet: Tablet, unknown: int, known: bool) -> None:
+    """A user whose last profile is from before an item came is noted as one who waits for it, also where it is known by now; others are not."""
     table, stale, late = ItemTable(2), set[bytes](), ("late", "unknown_items", "x\u00adunknown_items\x07", "😀" * 40, "😀" * 1024)
     out = np.zeros(unknown, DTYPE)
     out["ts_ms"], out["event_id"], out["item_key"] = 5, np.arange(unknown), 7
     several = VERSION + out.tobytes()
     tablet.write(windows=[(user, several) for user in (*map(str.encode, late), b"encoded")])
     found = [Record(u.encode(), profile(u, [5] * unknown, unknown if u in late else 0)) for u in (*late, "encoded")]
-    put_profiles(tablet, found, stale, table, {"t": 1})
-    assert list(tablet.awaited()) == []
-    table.put(7, np.ones(2, np.float32))
+    if known:
+        table.put(7, np.ones(2, np.float32))
     put_profiles(tablet, found, stale, table, {"t": 2})
     assert (list(tablet.awaited()), list(tablet.waiting(key_bytes(7))), stale) == ([key_bytes(7)], sorted(map(str.encode, late)), set())
     tablet.close()
