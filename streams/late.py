@@ -78,15 +78,15 @@ class Late:
     async def _again(self, tablet: Tablet, items: set[int], generation: int | None) -> bool:
         """One pass; whether there may be more, as when the generation passed: the tablet may be here again."""
         async with tablet.lock:  # a batch in flight may be about to note that it waits
-            if not self._mine(tablet, generation):
+            if not self._tablets.holds(tablet, generation):
                 return True
             by_user, more = await asyncio.to_thread(_waiting, tablet, items)
         users = list(by_user)
         for start in range(0, len(users), CHUNK):
             await self._turn(generation)
             chunk = users[start : start + CHUNK]
-            async with self._updater.turn, tablet.lock:
-                if not self._mine(tablet, generation):
+            async with self._updater.behind(tablet, generation) as mine:
+                if not mine:
                     return True
                 publishing, _ = await self._updater.again(tablet, chunk)
                 if not await publishing:
@@ -95,9 +95,6 @@ class Late:
             self._metrics.reencoded.inc(len(chunk))
             await asyncio.sleep(0)
         return more
-
-    def _mine(self, tablet: Tablet, generation: int | None) -> bool:
-        return generation is not None and generation == self._tablets.generation and tablet.restored.is_set()
 
     async def _turn(self, generation: int | None) -> None:
         """Give way to live events."""

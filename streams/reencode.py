@@ -127,8 +127,8 @@ class Reencoder:
 
     async def _encode(self, tablet: Tablet, generation: int, users: list[bytes]) -> None:
         began = time.monotonic()
-        async with self._updater.turn, tablet.lock:
-            if generation != self._tablets.generation or not tablet.restored.is_set():
+        async with self._updater.behind(tablet, generation) as mine:
+            if not mine:
                 return  # its next owner looks through it
             users = [u for u in users if (profile := tablet.profile(u)) and self.stale(u, profile)]
             if not users:
@@ -158,7 +158,7 @@ class Reencoder:
         while True:
             await self._turn()
             async with tablet.lock:
-                if generation != self._tablets.generation or not tablet.restored.is_set():
+                if not self._tablets.holds(tablet, generation):
                     return
                 rows, following = await asyncio.to_thread(self._rows, tablet, at, below)
             for row in rows:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -241,8 +241,14 @@ class Updater:
             self._metrics.repaired.inc(len(folded.users))
         return True
 
+    @contextlib.asynccontextmanager
+    async def behind(self, tablet: Tablet, generation: int | None) -> AsyncIterator[bool]:
+        """A turn, behind live events, in which users of a tablet may be encoded again: whether it is still this generation's, and restored."""
+        async with self.turn, tablet.lock:
+            yield self._tablets.holds(tablet, generation)
+
     async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
-        """Encode users of a tablet again, by no fallback. Under `turn` and the tablet's lock. Raises EncoderDown.
+        """Encode users of a tablet again, by no fallback. Call it `behind`. Raises EncoderDown.
 
         Returns what publishes them, and gives False if the tablet went; and the seconds that encoding took, without the wait for its turn.
         """

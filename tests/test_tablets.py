@@ -10,6 +10,7 @@ from streams.metrics import Metrics
 from streams.startup import claim
 from streams.storage import StorageError
 from streams.tablets import Tablet, Tablets, key_bytes
+from streams.update import Updater
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -59,11 +60,11 @@ def test_generations(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-class Noted:
-    """An updater that notes whom it is to encode again."""
+class Noted(Updater):
+    """One that notes whom it is to encode again."""
 
-    def __init__(self) -> None:
-        self.users, self.turn = list[bytes](), asyncio.Lock()
+    def __init__(self, tablets: Tablets) -> None:
+        self.users, self.turn, self._tablets = list[bytes](), asyncio.Lock(), tablets
 
     async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
         self.users += users
@@ -75,8 +76,9 @@ def test_late_items_outlive_a_rebalance(tmp_path: Path, waits_for: str) -> None:
     """Items that came late are not forgotten when the generation passes while their tablet, or a quiet moment, is waited for."""
 
     async def scenario() -> None:
-        tablets, noted, pressed = Tablets(tmp_path, 8, 4), Noted(), waits_for == "live events"
-        late = Late(tablets, noted, Metrics(), lambda: pressed)  # type: ignore[arg-type]
+        tablets, pressed = Tablets(tmp_path, 8, 4), waits_for == "live events"
+        noted = Noted(tablets)
+        late = Late(tablets, noted, Metrics(), lambda: pressed)
         (tablet,) = tablets.assign({1}, 7)
         tablet.write(waiting=[(key_bytes(5), b"u")])
         if pressed:
