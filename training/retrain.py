@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from encoder.bundle import MANIFEST, ONNX, WEIGHTS, BundleError, open_bundle, read_residuals
-from encoder.features import UNKNOWN, Features
+from encoder.features import Features
 from encoder.model import SequenceEncoder
 from encoder.runtime import CHUNK, Encoder, OnnxEncoder, load_encoder
 from encoder.towers import Tower
@@ -35,7 +35,7 @@ from training.gate import judge, refusal
 from training.job import Job, Retraining
 from training.log import EventLog
 from training.metrics import METRICS
-from training.run import stored, warm
+from training.run import rows_among, stored, warm
 from training.scorers import mixed, model_users, projected, remembered, seen, served, served_items, served_users
 from training.splits import DataError, Split
 
@@ -143,10 +143,7 @@ class Retrain:
         """A stored encoder, the keys of its residuals (m,), and each catalogue item's row among them (N,)."""
         log, _, _ = self._data
         model, keys = SequenceEncoder.from_pretrained(str(self._steps.folder / name)).eval(), np.load(self._steps.folder / "keys.npy")
-        residual = np.zeros(log.catalogue.size, np.int64)
-        residual[log.catalogue.table.index(keys)] = np.arange(1, len(keys) + 1)
-        residual[UNKNOWN] = 0
-        return model, keys, residual
+        return model, keys, rows_among(log, keys)
 
     def _align(self) -> dict[str, Any]:
         log, _, split = self._data

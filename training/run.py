@@ -118,11 +118,15 @@ def before(job: Job, log: EventLog) -> Score:
 def stored(folder: Path, log: EventLog) -> tuple[SequenceEncoder, np.ndarray]:
     """A release's torch encoder, and (N,) the row of each catalogue item among its ID residuals, 0 for none."""
     model = SequenceEncoder.from_pretrained(str(folder))
-    rows = log.catalogue.table.index(read_residuals(folder, model.config.dims)[0])
-    residual = np.zeros(log.catalogue.size, np.int64)
-    residual[rows] = np.arange(1, len(rows) + 1)
-    residual[UNKNOWN] = 0
-    return model, residual
+    return model, rows_among(log, read_residuals(folder, model.config.dims)[0])
+
+
+def rows_among(log: EventLog, keys: np.ndarray) -> np.ndarray:
+    """(N,) the row of each catalogue item among ID residuals of these (m,) item keys, counted from 1; 0 for none."""
+    rows = np.zeros(log.catalogue.size, np.int64)
+    rows[log.catalogue.table.index(keys)] = np.arange(1, len(keys) + 1)
+    rows[UNKNOWN] = 0
+    return rows
 
 
 def baselines(log: EventLog, counts: np.ndarray) -> dict[str, Score]:
