@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 
 from streams.sending import partition_of
 from streams.settings import Settings, to_toml
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.worker import Worker, running
 from tests.apache import ApacheKafka
 
@@ -84,9 +84,8 @@ async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Set
             **sections,
         }
         settings = Settings(**values)
-        client = admin(settings.kafka)
-        create(client, settings, platforms=True)
-        client.close()
+        with asking(settings.kafka) as client:
+            create(client, settings, platforms=True)
         await send(settings, f"{prefix}.items", ((f"i{n}".encode(), item(n)) for n in range(ITEMS)))
         yield settings
 

@@ -25,7 +25,7 @@ from streams.items import item_rows
 from streams.releases import announce, candidate, promoted, read_history
 from streams.retraining import RetrainError, once
 from streams.settings import Settings
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.world import World
 
 EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
@@ -61,9 +61,8 @@ def prepared(bootstrap: str, folder: Path, events: int, epochs: int) -> Settings
         kafka={"bootstrap": bootstrap}, worker={"prefix": f"r{time.time_ns()}", "partitions": 4}, platforms=platforms, training=TRAINING,
         gate={"cold_loss": 0.2}, retrain=told,
     )  # fmt: skip
-    client = admin(settings.kafka)
-    create(client, settings)
-    client.close()
+    with asking(settings.kafka) as client:
+        create(client, settings)
     return settings
 
 

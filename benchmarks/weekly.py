@@ -40,8 +40,8 @@ RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a
 class Weeks:
     """What the platforms wrote, a file a platform and week."""
 
-    def __init__(self, folder: Path, events: int) -> None:
-        self._folder, self._events, self._world, self._n = folder, events, World(7, USERS), 0
+    def __init__(self, folder: Path, events: int, users: int) -> None:
+        self._folder, self._events, self._world, self._n = folder, events, World(7, users), 0
         self._world.turn(1)
         self.items: dict[str, list[bytes]] = {}
         for platform, _, value in self._world.items():
@@ -114,11 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weeks", type=int, default=WEEKS)
     parser.add_argument("--events", type=int, default=EVENTS, help="a week")
+    parser.add_argument("--users", type=int, default=USERS)
     asked = parser.parse_args()
     course: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as at:
         root = Path(at)
-        weeks = Weeks(root, asked.events)
+        weeks = Weeks(root, asked.events, asked.users)
         weeks.live(0.0)
         weeks.live(0.0)
         trained(root / "run-1", weeks.data(range(2), root / "data-1"), "baseline")
@@ -142,7 +143,7 @@ def main() -> None:
         "worst week, retrained": round(min(row["retrained"] for row in course) / start["retrained"] - 1, 3),
     }
     note = (
-        f"the synthetic world, {asked.events:,} events a week of {USERS} people, of whom {TURN:.0%} more take up another fashion every week; XS; "
+        f"the synthetic world, {asked.events:,} events a week of {asked.users:,} people, {TURN:.0%} more in another fashion every week; XS; "
         "every event of the week after is a test, HR@10 among its platform's whole catalogue; goal: within 5 % of the first; results/weekly.svg"
     )
     record("weekly", figures, "HR@10", note, course=course)

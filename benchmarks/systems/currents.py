@@ -11,7 +11,7 @@ from benchmarks.common import ITEMS, item, platform, send, working
 from benchmarks.systems.job import Clock, Spec, Stub, read_spec
 from streams.lineup import Lineup
 from streams.settings import Settings
-from streams.topics import admin, create
+from streams.topics import asking, create
 
 
 def settings_of(spec: Spec) -> Settings:
@@ -30,9 +30,8 @@ def settings_of(spec: Spec) -> Settings:
 async def prepare(spec: Spec) -> None:
     """A first life, before there are events: it makes the items' vectors, which are kept for the other systems."""
     settings = settings_of(spec)
-    client = admin(settings.kafka)
-    await asyncio.to_thread(create, client, settings, True)
-    client.close()
+    with asking(settings.kafka) as client:
+        await asyncio.to_thread(create, client, settings, True)
     await send(settings, settings.platforms[0].items_topic, ((f"i{n}".encode(), item(n)) for n in range(ITEMS)))
     async with working(settings) as worker:
         table = worker.store.table

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 from schemas.profiles import Profile, decode_profile
 from streams import verify
 from streams.settings import Settings
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.worker import Worker
 
 PARTITIONS = 3
@@ -26,9 +26,8 @@ def settings_of(bootstrap: str, folder: Path, **sections: dict[str, Any]) -> Set
     platform = {**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
     values: dict[str, Any] = {"kafka": {"bootstrap": bootstrap}, "query": {"port": 0}, "worker": worker, "platforms": [platform], **sections}
     settings = Settings(**values)
-    client = admin(settings.kafka)
-    create(client, settings, platforms=True)
-    client.close()
+    with asking(settings.kafka) as client:
+        create(client, settings, platforms=True)
     return settings
 
 

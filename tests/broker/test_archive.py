@@ -20,7 +20,7 @@ from streams import archive as archiving
 from streams.archive import Writer, run
 from streams.settings import Settings
 from streams.storage import StorageError
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.written import newest_slice, slice_of, write_slice, write_topic
 from training.batches import batch, epoch
 from training.log import EventLog
@@ -40,9 +40,8 @@ def settings_of(bootstrap: str, folder: Path, **archive: object) -> Settings:
         kafka={"bootstrap": bootstrap}, worker={"prefix": prefix, "partitions": 3}, platforms=platforms,
         archive={"url": str(folder / "archive"), "flush_s": 0.05, "batch_records": 40, **archive},
     )  # fmt: skip
-    client = admin(settings.kafka)
-    create(client, settings)
-    client.close()
+    with asking(settings.kafka) as client:
+        create(client, settings)
     return settings
 
 

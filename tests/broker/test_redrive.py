@@ -15,7 +15,7 @@ from streams.redrive import marks, redrive
 from streams.sending import Row, Sender
 from streams.settings import Settings
 from streams.tablets import now_ms
-from streams.topics import BrokerError, admin, create
+from streams.topics import BrokerError, asking, create
 from streams.verify import read_topic
 
 pytestmark = pytest.mark.broker
@@ -27,9 +27,8 @@ def settings_of(bootstrap: str, folder: Path, **platform: Any) -> Settings:
     one = {"name": "carts", "code": 1, "topic": f"{prefix}.in", "account": "u", "item": "lines[*].sku", "behavior": "did", "time": "at"}
     worker = {"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder}
     settings = Settings(kafka={"bootstrap": bootstrap}, worker=worker, platforms=[{**one, **platform}])
-    client = admin(settings.kafka)
-    create(client, settings, platforms=True)
-    client.close()
+    with asking(settings.kafka) as client:
+        create(client, settings, platforms=True)
     return settings
 
 

@@ -27,7 +27,7 @@ from streams.replica import running as replicating
 from streams.sending import partition_of
 from streams.settings import Settings
 from streams.tablets import STALE_MS, Tablet, now_ms
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.worker import running as working
 from tests.apache import free_port
 from tests.broker import live
@@ -261,10 +261,9 @@ def test_changelog_made_anew(bootstrap: str, tmp_path: Path) -> None:
     settings = settings_of(bootstrap, tmp_path)
     asyncio.run(publish(settings, {"old": 1, "both": 1}))
     assert ask(settings, lambda _, client: events_of(client, ["old", "both"])) == {"old": 1, "both": 1}
-    client = admin(settings.kafka)
-    client.delete_topics([settings.topic("profiles")])
-    create(client, settings)
-    client.close()
+    with asking(settings.kafka) as client:
+        client.delete_topics([settings.topic("profiles")])
+        create(client, settings)
     asyncio.run(publish(settings, {"both": 2, "new": 1}))
     assert ask(settings, lambda _, client: events_of(client, ["old", "both", "new"])) == {"both": 2, "new": 1}
 

@@ -23,7 +23,7 @@ from streams.retraining import RetrainError, once
 from streams.settings import Settings, load
 from streams.startup import claim
 from streams.storage import StorageError
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.world import World
 from tests.test_retrain import LAX, SMALL
 from training.export import export
@@ -46,9 +46,8 @@ def settings(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Settin
         encoding={"encoder": str(folder / "serving")}, training=SMALL, gate=LAX,
         retrain={"folder": folder / "runs", "bundles": str(folder / "bundles"), "epochs": 4, "lr": 1e-3, "min_events": 5000},
     )  # fmt: skip
-    client = admin(found.kafka)
-    create(client, found)
-    client.close()
+    with asking(found.kafka) as client:
+        create(client, found)
     fill(found)
     return found
 

@@ -23,7 +23,7 @@ from streams.published import Vectors, check_vectors
 from streams.releases import announce, candidate
 from streams.settings import Settings
 from streams.tablets import now_ms
-from streams.topics import admin, create
+from streams.topics import asking, create
 from streams.verify import read_topic
 from streams.worker import Worker, running
 from tests.broker.live import PARTITIONS, PLATFORM, until
@@ -43,9 +43,8 @@ def settings_of(bootstrap: str, folder: Path, **releases: Any) -> Settings:
         releases={"retry_s": 0.2, **releases},
         platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
     )
-    client = admin(settings.kafka)
-    create(client, settings, platforms=True)
-    client.close()
+    with asking(settings.kafka) as client:
+        create(client, settings, platforms=True)
     return settings
 
 

@@ -14,7 +14,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from schemas.deadletters import decode_dead_letter
 from streams.settings import Settings, to_toml
-from streams.topics import admin, create
+from streams.topics import asking, create
 from tests.kafka.checking import RIGHT, compare, read
 from tests.kafka.load import Load as _Load
 from tests.kafka.processes import WAIT_S, ReplicaProcess, WorkerProcess, wait_for
@@ -46,9 +46,8 @@ class Cluster:
         self.settings = Settings(**values)
         self.config = folder / f"{prefix}.json.toml"
         self.config.write_text(to_toml(values))
-        client = admin(self.settings.kafka)
-        create(client, self.settings, platforms=True)
-        client.close()
+        with asking(self.settings.kafka) as client:
+            create(client, self.settings, platforms=True)
         self.partitions = self.settings.worker.partitions
         self.workers: list[WorkerProcess] = []
         self.replicas: list[ReplicaProcess] = []
@@ -95,9 +94,8 @@ class Cluster:
 
     def configure(self, topic: str, config: dict[str, str]) -> None:
         """Settings of a topic on the broker."""
-        client = admin(self.settings.kafka)
-        client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
-        client.close()
+        with asking(self.settings.kafka) as client:
+            client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
 
     def items(self, n: int = 500) -> None:
         """Items i0..i(n-1) of the plain platform; events also name some that never come."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from encoder.bundle import ITEMS, ONNX, RESIDUALS, Manifest, publish
-from streams.topics import admin
+from streams.topics import asking
 from tests.kafka.cluster import Cluster, WorkerProcess
 
 pytestmark = pytest.mark.kafka
@@ -24,9 +24,8 @@ def refused(worker: WorkerProcess, *words: str) -> None:
 def test_missing_platform_topic(cluster: Callable[..., Cluster]) -> None:
     """A platform's topic that does not exist is named, and how to make it."""
     c = cluster()
-    client = admin(c.settings.kafka)
-    client.delete_topics([f"{c.prefix}.in.shop"])
-    client.close()
+    with asking(c.settings.kafka) as client:
+        client.delete_topics([f"{c.prefix}.in.shop"])
     refused(c.worker("a"), f"{c.prefix}.in.shop", "is missing", "currents topics --create")
 
 
