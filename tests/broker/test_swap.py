@@ -66,6 +66,8 @@ class Load:
         for _ in range(n):
             self.sent += 1
             user, item = self._r.randrange(users), self._r.randrange(ITEMS)
+            if self.sent <= users:
+                user = self.sent - 1  # everybody, before anybody comes again
             row: dict[str, Any] = {
                 "account": f"u{user}", "item": f"i{item // 7 * 7 % (ITEMS - 7) + user % 7 if taste else item}", "behavior": "view",
                 "time": self._from + self.sent * 1000, "id": str(self.sent), **other,
