@@ -43,7 +43,6 @@ def options(cache: Cache | None, write_buffer_bytes: int, read_often: bool = Fal
     o.set_level_zero_file_num_compaction_trigger(YOUNG)
     o.set_level_zero_slowdown_writes_trigger(5 * YOUNG)  # a write that waits holds Python's interpreter
     o.set_level_zero_stop_writes_trigger(8 * YOUNG)
-    o.set_compression_type(lz4)
     o.set_compression_per_level([DBCompressionType.none(), *[lz4] * 6])
     o.set_bottommost_compression_type(lz4 if read_often else DBCompressionType.zstd())
     o.set_keep_log_file_num(2)

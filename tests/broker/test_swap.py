@@ -23,10 +23,10 @@ from streams.published import Vectors, check_vectors
 from streams.releases import announce, candidate
 from streams.settings import Settings
 from streams.tablets import now_ms
-from streams.topics import asking, create
 from streams.verify import read_topic
 from streams.worker import Worker, running
-from tests.broker.live import PARTITIONS, PLATFORM, until
+from tests.broker import live
+from tests.broker.live import PARTITIONS, until
 from tests.bundles import nan_weights, rewrite, variant
 
 pytestmark = pytest.mark.broker
@@ -35,17 +35,7 @@ KINDS = ("Green tea pot", "Trail running shoes", "Jazz guitar", "Tomato seedling
 
 
 def settings_of(bootstrap: str, folder: Path, **releases: Any) -> Settings:
-    prefix = f"s{random.getrandbits(60)}"
-    settings = Settings(
-        kafka={"bootstrap": bootstrap},
-        worker={"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker"},
-        query={"port": 0},
-        releases={"retry_s": 0.2, **releases},
-        platforms=[{**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}],
-    )
-    with asking(settings.kafka) as client:
-        create(client, settings, platforms=True)
-    return settings
+    return live.settings_of(bootstrap, folder, releases={"retry_s": 0.2, **releases})
 
 
 class Load:
