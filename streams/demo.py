@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import sys
 import tempfile
 import time
@@ -127,14 +128,14 @@ async def send_items(producer: AIOKafkaProducer, settings: Settings, world: Worl
 
 
 async def send_events(
-    producer: AIOKafkaProducer, settings: Settings, world: World, sent: Sent, rate: float, stop: asyncio.Event, worker: Worker
+    producer: AIOKafkaProducer, settings: Settings, world: World, sent: Sent, rate: float, stop: asyncio.Event, worker: Worker, most: float = math.inf
 ) -> None:
-    """The world's events at `rate` a second, in small bunches, until `stop`."""
+    """The world's events at `rate` a second, in small bunches, until `stop` or until they are `most`."""
     topics = {p.name: p.topic for p in settings.platforms}
     partitions = settings.worker.partitions
     events = world.events(lambda: time.time_ns() // 1_000_000)
-    while not stop.is_set() and not worker.failed.done():
-        due = int((time.monotonic() - sent.started) * rate) - sent.events
+    while not stop.is_set() and not worker.failed.done() and sent.events < most:
+        due = int(min((time.monotonic() - sent.started) * rate, most)) - sent.events
         for event in (next(events) for _ in range(due)):
             partition = partition_of(event.key, partitions) if event.key is not None else 0
             await producer.send(topics[event.platform], event.value, event.key, partition)

@@ -48,6 +48,7 @@ from streams.retraining import RetrainError
 from streams.settings import Settings, SettingsError, to_toml
 from streams.tablets import now_ms
 from streams.tasks import signalled
+from streams.trial import decide
 from streams.worker import Worker, running
 from streams.world import World
 
@@ -90,9 +91,11 @@ class Stage:
             self.sent += sent.events
 
     async def flood(self, events: int) -> None:
-        """So many events, fast, and all of them handled."""
-        async with self.flowing(FLOOD):
-            await self.sleep(events / FLOOD)
+        """So many events, as fast as this machine can up to a rate, and all of them handled: a slice of them is to hold nothing older."""
+        sent = Sent()
+        await send_events(self._producer, self.settings, self.world, sent, FLOOD, self.stop, self.worker, events)
+        self.sent += sent.events
+        self.going()
         await self.settled()
 
     async def settled(self) -> None:
@@ -178,7 +181,9 @@ class Stage:
         while not over() and time.monotonic() < deadline:
             await self.sleep(0.2)
         if not over():
-            self.tell(f"{release.version} is still on trial after {TRIAL_S:.0f} s")
+            seen = self.worker.lifecycle.observer.trial
+            why = decide(seen, self.settings.releases.rules).why if seen is not None else "nothing was seen of it"
+            self.tell(f"{release.version} is still on trial after {TRIAL_S:.0f} s: {why}")
 
     async def over(self, version: str) -> None:
         """Wait until everybody's profile is of a version."""

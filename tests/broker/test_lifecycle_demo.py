@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,12 +14,16 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from streams import demo
-from streams.drifting import Ended, Stage, Teller, run_lifecycle
+from streams.broker import started
+from streams.demo import producing
+from streams.drifting import FLOOD, PARTITIONS, Ended, Stage, Teller, declared, run_lifecycle
 from streams.releases import candidate
 from streams.retraining import RetrainError
-from streams.settings import SettingsError
-from streams.world import World
-from tests.broker.live import until
+from streams.settings import Settings, SettingsError
+from streams.verify import read_topic
+from streams.worker import running
+from streams.world import Emitted, World
+from tests.broker.live import until, wait
 from tests.broker.test_swap import loaded, settings_of
 from tests.bundles import variant
 
@@ -72,6 +77,30 @@ def test_signal() -> None:
     assert process.returncode == 0, said
     assert started
     assert not any(child.is_running() for child in started)
+
+
+def test_flood_on_a_slow_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood is of as many events as were asked for, however slowly they come: a slice of that many holds nothing older."""
+    world = World(1, 20)
+    quick, wanted = world.events, 300
+
+    def slow(clock: Callable[[], int]) -> Iterator[Emitted]:
+        for event in quick(clock):
+            time.sleep(2 / FLOOD)
+            yield event
+
+    monkeypatch.setattr(world, "events", slow)
+
+    async def scenario(settings: Settings, config: Path) -> None:
+        async with producing(settings) as producer, running(settings) as worker:
+            stage = Stage(settings, config, world, producer, worker, Teller(True), asyncio.Event())
+            await wait(worker, worker.ready)
+            await stage.flood(wanted)
+            there = [await read_topic(settings.kafka, p.topic, PARTITIONS) for p in settings.platforms]
+            assert stage.sent == sum(map(len, there)) == wanted
+
+    with started() as broker:
+        asyncio.run(scenario(*declared(broker.address, tmp_path)))
 
 
 def test_stopped_in_a_trial(bootstrap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
