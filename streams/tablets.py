@@ -275,7 +275,8 @@ class Tablets:
         tablet.strange = True
         if tablet.restored.is_set():
             tablet.restored.clear()
-            self.distrusted(tablet)
+            if self.generation is not None:  # else partitions are on the move: it is restored in the next generation, or gone
+                self.distrusted(tablet)
 
     async def flush_forever(self) -> None:
         """Now and then bring the tablets to the disk: a killed worker's goes back to that moment."""

@@ -162,3 +162,23 @@ def test_strange_rows(tmp_path: Path) -> None:
     tablets.published(tablet, "u", rows=2, last=9, now_ms=2)
     assert (tablet.offset("t"), found, tablet.restored.is_set()) == ((2, 1), [tablet], False)
     tablets.close()
+
+
+def test_strange_rows_while_revoked(tmp_path: Path) -> None:
+    """Rows of another worker found while partitions are on the move begin no restore, which nobody would end before the tablet is closed."""
+
+    async def scenario() -> None:
+        tablets, found = Tablets(tmp_path, 8, 4), list[Tablet]()
+        tablets.distrusted = found.append
+        (tablet,) = tablets.assign({1}, 1)
+        tablet.restored.set()
+        await tablet.publishing.acquire()
+        frozen = asyncio.ensure_future(tablets.freeze())
+        await asyncio.sleep(0.01)
+        tablets.published(tablet, "t", rows=2, last=9, now_ms=2)
+        tablet.publishing.release()
+        await frozen
+        assert (found, tablet.strange, tablet.restored.is_set()) == ([], True, False)
+        tablets.close()
+
+    asyncio.run(scenario())
