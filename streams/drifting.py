@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -81,22 +82,24 @@ class Stage:
     @contextlib.asynccontextmanager
     async def flowing(self, rate: float) -> AsyncIterator[None]:
         """Events at a rate, in the background."""
-        sent, rest = Sent(), asyncio.Event()
-        flow = asyncio.ensure_future(send_events(self._producer, self.settings, self.world, sent, rate, rest, self.worker))
+        rest = asyncio.Event()
+        flow = asyncio.ensure_future(self._send(rate, rest))
         try:
             yield
         finally:
             rest.set()
             await flow
-            self.sent += sent.events
 
     async def flood(self, events: int) -> None:
         """So many events, as fast as this machine can up to a rate, and all of them handled: a slice of them is to hold nothing older."""
-        sent = Sent()
-        await send_events(self._producer, self.settings, self.world, sent, FLOOD, self.stop, self.worker, events)
-        self.sent += sent.events
+        await self._send(FLOOD, self.stop, events)
         self.going()
         await self.settled()
+
+    async def _send(self, rate: float, stop: asyncio.Event, most: float = math.inf) -> None:
+        sent = Sent()
+        await send_events(self._producer, self.settings, self.world, sent, rate, stop, self.worker, most)
+        self.sent += sent.events
 
     async def settled(self) -> None:
         """Wait until everything that was sent is in the profiles."""
