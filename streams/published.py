@@ -21,6 +21,7 @@ from schemas.windows import DTYPE, Policy, fold, row_of
 AT_ONCE = 512  # rows that are encoded at once
 MORE = 64  # guesses of a row that are tried at once where the likeliest were none
 NEAR = 2e-3  # two float16 of a vector's entry, and sums in another order
+SHOWN = 50
 LOOKED = 1000  # sets of items that may have been unknown, at most, for one window
 Maker = tuple[str, str]
 """encoder_version and space_id."""
@@ -40,6 +41,8 @@ class Vectors(NamedTuple):
     """Pairs of rows of one `space_id` whose vectors are not comparable, for they were made by releases of different spaces, or by none."""
     releases: dict[Maker, int]
     """How many rows name each."""
+    examples: list[str]
+    """The first SHOWN wrong rows, each in words: where it stands in the changelog, and what is wrong with it."""
 
 
 class _Published(NamedTuple):
@@ -49,6 +52,7 @@ class _Published(NamedTuple):
     vector: np.ndarray
     unknown_items: int
     windows: Sequence[bytes]
+    record: Any
 
 
 class _Items(NamedTuple):
@@ -79,6 +83,7 @@ def check_vectors(
     rows: Counter[Maker] = Counter()
     made: Counter[tuple[str, Maker | None]] = Counter()
     unknown = wrong = untold = 0
+    examples: list[str] = []
     for batch in _batches(of, _events(log, names, of), policy):
         rows.update(r.maker for r in batch)
         unknown += sum(r.maker not in known for r in batch)
@@ -87,15 +92,33 @@ def check_vectors(
                 untold += 1
             else:
                 made[row.maker[1], maker] += 1
-                wrong += row.maker in known and maker != row.maker
-    return Vectors(rows.total(), unknown, wrong, untold, _mixed(made, known, kept.table, least_cosine), dict(rows))
+                if row.maker in known and maker != row.maker:
+                    wrong += 1
+                    examples += [_words(row, maker, kept)] if wrong <= SHOWN else []
+    return Vectors(rows.total(), unknown, wrong, untold, _mixed(made, known, kept.table, least_cosine), dict(rows), examples)
 
 
-def _by_user(profiles: Iterable[Any]) -> dict[bytes, list[bytes]]:
-    found: dict[bytes, list[bytes]] = defaultdict(list)
+def _words(row: _Published, maker: Maker | None, items: _Items) -> str:
+    """What is wrong with a row."""
+    if maker is not None:
+        why = f"{maker[0]} of {maker[1]} made it"
+    elif not row.windows:
+        why = "the user never had such a window"
+    else:
+        left = [_left(row, w, items)[1] for w in row.windows]
+        why = f"no release made it; of the items of such windows {left} came later"
+    r, p = row.record, decode_profile(row.record.value)
+    return (
+        f"partition {r.partition}, offset {r.offset}, written {r.timestamp}: user {p.user_id!r}, made {p.updated_at} by {row.maker[0]} "
+        f"of {row.maker[1]} of {p.events} events up to {p.last_event_at}, {p.unknown_items} of them on unknown items: {why}"
+    )
+
+
+def _by_user(profiles: Iterable[Any]) -> dict[bytes, list[Any]]:
+    found: dict[bytes, list[Any]] = defaultdict(list)
     for record in profiles:
         if record.value is not None:
-            found[record.key].append(record.value)
+            found[record.key].append(record)
     return found
 
 
@@ -122,15 +145,15 @@ def _items(records: Iterable[Any]) -> _Items:
     return _Items(table, np.array([order[r] for r in range(table.size)]), np.array([partition[r] for r in range(table.size)]))
 
 
-def _batches(profiles: Mapping[bytes, Sequence[bytes]], events: Mapping[bytes, list[bytes]], policy: Policy) -> Iterator[list[_Published]]:
+def _batches(profiles: Mapping[bytes, Sequence[Any]], events: Mapping[bytes, list[bytes]], policy: Policy) -> Iterator[list[_Published]]:
     """All rows, a few users at once: windows of all times take much room."""
     batch: list[_Published] = []
-    for user, values in profiles.items():
-        decoded = [decode_profile(v) for v in values]
+    for user, records in profiles.items():
+        decoded = [decode_profile(r.value) for r in records]
         windows = _windows(events.get(user, []), {(p.last_event_at, p.events) for p in decoded}, policy)
-        for p in decoded:
+        for p, record in zip(decoded, records, strict=True):
             maker, vector = (p.encoder_version, p.space_id), unpack_vector(p.vector)
-            batch.append(_Published(maker, vector, p.unknown_items, windows.get((p.last_event_at, p.events), ())))
+            batch.append(_Published(maker, vector, p.unknown_items, windows.get((p.last_event_at, p.events), ()), record))
         if len(batch) >= AT_ONCE:
             yield batch
             batch = []

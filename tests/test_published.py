@@ -147,6 +147,8 @@ def test_half_changed(log: Log) -> None:
     profiles, others = changed(log, V2, turned, 3)
     found = log.check(profiles)
     assert (found.wrong, found.unknown_releases, found.mixed_space_pairs) == (3, 0, 3 + 3 * others)
+    assert len(found.examples) == 3
+    assert all("no release made it" in words for words in found.examples)
 
 
 @pytest.mark.parametrize(("label", "mixed"), [(V2, False), (V3, True)], ids=["aligned", "other space"])
@@ -160,6 +162,7 @@ def test_wrong_label(log: Log, label: tuple[str, str], mixed: bool) -> None:
     found = log.check(profiles)
     there = sum(decode_profile(r.value).space_id == label[1] for r in log.profiles if r.value)
     assert (found.wrong, found.mixed_space_pairs) == (4, 4 * there if mixed else 0)
+    assert all(words.endswith(f"{V1[0]} of {V1[1]} made it") for words in found.examples)
 
 
 def test_unknown_release(log: Log, encoders: dict[tuple[str, str], Encoder]) -> None:
@@ -213,7 +216,9 @@ def test_space_that_is_none(log: Log, encoders: dict[tuple[str, str], Encoder], 
 
 def test_empty() -> None:
     """Of nothing there is nothing wrong; a row without items or events is."""
-    assert check_vectors([], [], [], [], NAMES, POLICY) == Vectors(0, 0, 0, 0, 0, {})
+    assert check_vectors([], [], [], [], NAMES, POLICY) == Vectors(0, 0, 0, 0, 0, {}, [])
     alone = Profile("u", 1, 1, 1, 1, 0, "baseline-3", TOWER.space_id, TOWER.dims, "float16-le", pack_vector(np.eye(TOWER.dims)[0]))
     found = check_vectors([record(b"u", encode_profile(alone), 0)], [], [], [loaded("baseline")[1]], NAMES, POLICY)
     assert (found.rows, found.wrong) == (1, 1)
+    assert found.examples[0].startswith("partition 0, offset 0, written 0: user 'u', made 1 by baseline-3")
+    assert found.examples[0].endswith("the user never had such a window")

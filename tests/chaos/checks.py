@@ -1,7 +1,7 @@
 """After the drain: everything that the cluster keeps against what its source topics say it should be."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +42,9 @@ def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict
     return verify.offline_windows(made, names, settings.encoding.policy)[0], dead
 
 
-def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path, served: str | None = None) -> dict[str, int]:
+def check(
+    settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path, say: Callable[[str], None], served: str | None = None
+) -> dict[str, int]:
     """How many of everything are wrong. `tables`: data folders and which tablets of them were their worker's at the end; `served`: the version
     that all users should have gone over to."""
     sources = {p.name: asyncio.run(records(settings, p.topic)) for p in settings.platforms}
@@ -57,6 +59,8 @@ def check(settings: Settings, tables: Mapping[Path, set[int]], encoders: list[st
     tower = load_tower(settings.encoding.tower)
     loaded = [load_encoder(name, tower.space_id, tower.dims) for name in encoders]
     vectors = check_vectors(published, filter(is_event, unified), read(settings, "item-vectors"), loaded, names, settings.encoding.policy)
+    for example in vectors.examples:
+        say(example)
     return {
         "events": sum(map(len, sources.values())),
         "windows_wrong": max(verify.wrong(folded, windows), verify.wrong(want, windows)),

@@ -152,7 +152,7 @@ def _run(cluster: ChaosCluster, faults: Sequence[Fault], setup: Setup, say: Call
     figures |= {"offsets_wrong": cluster.lag(), "rebalances": cluster.generations(), "lost_batches_recovered": cluster.recovered()}
     encoders = [*cluster.encoders, *(r.bundle for r in cluster.releases.values() if r.bundle)]
     served = chaos.serving.version if chaos.serving else None
-    figures |= check(cluster.settings, owned, encoders, cluster.folder, served) | {"starts": cluster.starts}
+    figures |= check(cluster.settings, owned, encoders, cluster.folder, say, served) | {"starts": cluster.starts}
 
 
 def bundles(folder: Path) -> dict[str, Release]:
