@@ -39,7 +39,7 @@ class ItemTable:
             if 2 * self.size > len(self._slots):
                 self._rehash(2 * len(self._slots))
             else:
-                self._place(np.array([row]))
+                self._place(np.array([row]), self._slots)
         self._write(row, vector)
         return row
 
@@ -56,9 +56,9 @@ class ItemTable:
         self.written[row] = self.writes
 
     def index(self, keys: np.ndarray) -> np.ndarray:
-        """(n,) uint64 keys -> (n,) int32 rows, UNKNOWN where a key is not here."""
+        """(n,) uint64 keys -> (n,) int32 rows, UNKNOWN where a key is not here. Also on another thread than the one that puts."""
         slots, mask = self._slots, len(self._slots) - 1
-        at = self._home(keys)
+        at = _home(keys, slots)
         rows: np.ndarray = slots[at]
         todo = np.flatnonzero((rows != UNKNOWN) & (self.keys[rows] != keys))
         while todo.size:
@@ -67,21 +67,23 @@ class ItemTable:
             todo = todo[(rows[todo] != UNKNOWN) & (self.keys[rows[todo]] != keys[todo])]
         return rows
 
-    def _home(self, keys: np.ndarray) -> np.ndarray:
-        return ((keys * _MIX) >> self._shift).astype(np.int64)
+    def _rehash(self, size: int) -> None:
+        slots = np.zeros(size, np.int32)
+        self._place(np.arange(1, self.size), slots)
+        self._slots = slots  # only now: who looks something up meanwhile finds it in the old ones
 
-    def _rehash(self, slots: int) -> None:
-        self._slots = np.zeros(slots, np.int32)
-        self._shift = np.uint64(64 - (slots.bit_length() - 1))
-        self._place(np.arange(1, self.size))
-
-    def _place(self, rows: np.ndarray) -> None:
-        mask = len(self._slots) - 1
-        for row, home in zip(rows.tolist(), self._home(self.keys[rows]).tolist(), strict=True):
+    def _place(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        mask = len(slots) - 1
+        for row, home in zip(rows.tolist(), _home(self.keys[rows], slots).tolist(), strict=True):
             at = home
-            while self._slots[at] != UNKNOWN:
+            while slots[at] != UNKNOWN:
                 at = (at + 1) & mask
-            self._slots[at] = row
+            slots[at] = row
+
+
+def _home(keys: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """Where looking for keys begins in a power of two of slots."""
+    return ((keys * _MIX) >> np.uint64(65 - len(slots).bit_length())).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from streams.guard import EncoderDown
 from streams.metrics import Metrics
+from streams.stopping import to_thread
 from streams.tablets import FALLBACK, Tablet, Tablets, key_bytes
 from streams.update import CHUNK, Updater
 
@@ -80,7 +81,7 @@ class Late:
         async with tablet.lock:  # a batch in flight may be about to note that it waits
             if not self._tablets.holds(tablet, generation):
                 return True
-            by_user, more = await asyncio.to_thread(_waiting, tablet, items)
+            by_user, more = await to_thread(_waiting, tablet, items)
         users = list(by_user)
         for start in range(0, len(users), CHUNK):
             await self._turn(generation)

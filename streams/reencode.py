@@ -12,6 +12,7 @@ from schemas.profiles import maker, origin
 from streams.guard import EncoderDown
 from streams.lineup import Current
 from streams.metrics import Metrics
+from streams.stopping import to_thread
 from streams.storage import scan
 from streams.tablets import Tablet, Tablets
 from streams.update import Updater
@@ -160,7 +161,7 @@ class Reencoder:
             async with tablet.lock:
                 if not self._tablets.holds(tablet, generation):
                     return
-                rows, following = await asyncio.to_thread(self._rows, tablet, at, below)
+                rows, following = await to_thread(self._rows, tablet, at, below)
             for row in rows:
                 more |= len(heap) == PASS
                 heapq.heappush(heap, row) if len(heap) < PASS else heapq.heappushpop(heap, row)

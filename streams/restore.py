@@ -20,8 +20,8 @@ from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.faults import point
 from streams.records import LightConsumer
 from streams.settings import Kafka
-from streams.stopping import stop
-from streams.tablets import FALLBACK, STALE_MS, Tablet, Tablets, key_bytes, now_ms
+from streams.stopping import stop, to_thread
+from streams.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes, now_ms
 
 log = logging.getLogger("currents.restore")
 CHUNK = 20_000  # records of one read
@@ -100,9 +100,9 @@ async def restore(
 
     Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
     replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
-    Users whose profile is of the encoder `fallback` wait for the right one.
+    Users whose profile is of the encoder `fallback` wait for the right one. Whom it returns it notes as owed, until they are published again.
     """
-    began, rows = time.perf_counter(), 0
+    began, rows, last = time.perf_counter(), 0, dict[str, int]()
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
     consumer = reader(kafka, wait_ms=NOTHING_MS)
     await consumer.start()
@@ -122,14 +122,17 @@ async def restore(
         for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
             start = max(have[tp][0] + 1, first[tp])
             async for _, records in read_to_end(consumer, {tp: start}, NOTHING_MS):
-                await asyncio.to_thread(put, tablet, records, offsets={tp.topic: records[-1].offset})
+                last[tp.topic] = records[-1].offset
+                await to_thread(put, tablet, records, offsets={tp.topic: last[tp.topic]})
                 rows += len(records)
                 count(len(records))
                 point("in-restore")
+        wrong = sorted({*short, *stale, *tablet.waiting(OWED)})
+        tablet.write(waiting=[(OWED, user) for user in wrong], offsets=last, now_ms=now_ms())  # at once: no row is skipped whose user is not noted
     finally:
         await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
-    if wrong := sorted(short | stale):
+    if wrong:
         log.warning("tablet %d: the last rows of %d users are not right: publishing them again", tablet.partition, len(wrong))
     return wrong
 
@@ -165,7 +168,10 @@ def outline(window: bytes | None) -> Outline:
 
 
 def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], policy: Policy, offsets: dict[str, int], seen: Seen | None = None) -> None:
-    """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others."""
+    """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others.
+
+    `offsets` are noted where nobody is short: who goes on from there would not hear of them.
+    """
     seen = seen or Seen()
     found = seen.windows(tablet, list({r.key for r in records}))
     for record in records:
@@ -174,7 +180,7 @@ def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], polic
         whole = new if new is None else check(new) if old is None else merge(old, new, policy)
         found[key] = whole
         (short.discard if whole == new else short.add)(key)
-    tablet.write(windows=found.items(), offsets=offsets, now_ms=now_ms())
+    tablet.write(windows=found.items(), offsets=None if short else offsets, now_ms=now_ms())
     seen.put(found)
 
 
@@ -190,6 +196,7 @@ def put_profiles(
 ) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
+    `offsets` are noted where nobody is stale. Nobody else writes to the tablet meanwhile.
     A row that counts unknown items: they are looked for in the window, and the user is noted as one who waits for them.
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
     A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
@@ -217,7 +224,8 @@ def put_profiles(
     if noted is not None:
         for key, user in late:
             noted.setdefault(user, []).append(key)
-    tablet.write(profiles=latest.items(), waiting=[*late, *awaited(windows, table)], arrived=over, offsets=offsets, now_ms=now_ms())
+    waiting = [*late, *awaited(windows, table)]
+    tablet.write(profiles=latest.items(), waiting=waiting, arrived=over, offsets=None if stale else offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

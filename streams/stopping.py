@@ -1,10 +1,27 @@
-"""Ending tasks and consumers for certain: what is asked to end is asked again until it has."""
+"""Ending tasks, threads and consumers for certain: what is asked to end is asked again until it has."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 AGAIN_S = 2.0
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def to_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `asyncio.to_thread`, but who is cancelled waits for the thread: it would go on, and write what is old by then behind what is newer."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # the same again
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # of no interest any more
+        raise
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:

@@ -5,7 +5,8 @@ Column families of a tablet, keys and values in raw bytes:
     windows   user_id -> window
     profiles  user_id -> profile
     waiting   item_key (8 bytes, big-endian) + user_id -> ""   users whose window holds an item without a vector; key 0 (FALLBACK): whose
-                                                               profile is the fallback encoder's
+                                                               profile is the fallback encoder's; the last key (OWED): whose last rows in the
+                                                               changelogs may not be those that are here, and no event will come again for that
     meta      changelog topic -> offset of its last row here, wall clock in ms (two big-endian i64)
 """
 
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 from rocksdict import Cache, WriteBatch
 
 from streams import faults
-from streams.stopping import end
+from streams.stopping import end, to_thread
 from streams.storage import close, ended, failure, open_db, remove, scan, sound
 
 log = logging.getLogger("currents.tablets")
@@ -29,6 +30,8 @@ STALE_MS = 12 * 3_600_000
 """Half of Kafka's default delete.retention.ms: a longer absence may have missed an erasure, so the tablet is rebuilt."""
 FALLBACK = bytes(8)
 """Key of `waiting` for users who wait for the encoder."""
+OWED = b"\xff" * 8
+"""Key of `waiting` for users whose rows have to be published again."""
 FLUSH_S = 600.0
 _META = struct.Struct(">qq")
 T = TypeVar("T")
@@ -285,7 +288,7 @@ class Tablets:
             for tablet in self:
                 async with tablet.lock:
                     if self._open.get(tablet.partition) is tablet:
-                        await asyncio.to_thread(tablet.flush)
+                        await to_thread(tablet.flush)
 
     async def may_publish(self, generation: int | None) -> bool:
         """Whether this generation's rows may go to the changelogs; waits until the group is known to still have this worker, or not."""

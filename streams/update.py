@@ -25,7 +25,8 @@ from streams.observing import Case, Observer
 from streams.profiler import Profiler
 from streams.sending import Row, Sender
 from streams.settings import Settings
-from streams.tablets import FALLBACK, Tablet, Tablets, in_turn, now_ms
+from streams.stopping import to_thread
+from streams.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn, now_ms
 
 log = logging.getLogger("currents.update")
 CHUNK = 500  # users: small, so that live events wait little
@@ -46,12 +47,15 @@ class Folded:
     unchanged: int = 0
     made: dict[str, list[int]] = field(default_factory=dict)
     """Encoder's version -> places of the profiles that it made."""
+    owed: list[bytes] = field(default_factory=list)
+    """Users whose rows are lost to the changelogs if they do not get there now: events come again, these do not."""
 
 
 class Written(NamedTuple):
     """Rows that are in RocksDB and not yet in the changelogs."""
 
-    tablets: list[Tablet]
+    owed: dict[Tablet, list[bytes]]
+    """Tablets, and who is owed in each until the rows are there."""
     rows: dict[str, dict[int, list[Row]]]
     """By topic and partition."""
     at_ms: int
@@ -132,14 +136,14 @@ class Updater:
         for tablet, f in folded.items():
             new = list(zip(f.users, f.windows, strict=True)) if f.windows else []
             made = list(zip(f.users, f.profiles, strict=True))
-            await asyncio.to_thread(tablet.write, new, made, f.waiting)
+            await to_thread(tablet.write, new, made, [*((OWED, user) for user in f.owed), *f.waiting])
             if f.waiting and f.waiting[-1][0] == FALLBACK:
                 self.fell_back(tablet.partition)
             windows[tablet.partition] = [(k, v, at) for k, v in new]
             profiles[tablet.partition] = [(k, v, at) for k, v in made]
             self._metrics.profiles.inc(len(made))
         point("after-rocksdb")
-        return Written(list(folded), {self._windows: windows, self._profiles: profiles}, at, generation)
+        return Written({tablet: f.owed for tablet, f in folded.items()}, {self._windows: windows, self._profiles: profiles}, at, generation)
 
     async def _publish(self, written: "Written") -> bool:
         """Effect 3."""
@@ -149,9 +153,12 @@ class Updater:
         last = await self._sender.send_all(written.rows)
         point("after-changelog")
         for topic, parts in last.items():
-            for tablet in written.tablets:
+            for tablet in written.owed:
                 if (offset := parts.get(tablet.partition)) is not None:
                     self._tablets.published(tablet, topic, len(written.rows[topic][tablet.partition]), offset, written.at_ms)
+        for tablet, users in written.owed.items():
+            if users:
+                tablet.write(arrived=[(OWED, user) for user in users])
         return True
 
     def _fold(self, records: dict[Tablet, list[Any]]) -> dict[Tablet, Folded]:
@@ -262,7 +269,7 @@ class Updater:
 
     def _again(self, tablet: Tablet, users: list[bytes], strict: bool = False) -> Folded:
         found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]
-        out = Folded(users=[u for u, _ in found], windows=[w for _, w in found])
+        out = Folded(users=[u for u, _ in found], windows=[w for _, w in found], owed=users)
         if found:
             at = now_ms()
             received = [_received(tablet.profile(u), at) for u in out.users]

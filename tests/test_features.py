@@ -1,5 +1,7 @@
 """The item table and the featurizer."""
 
+import threading
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,24 @@ def test_table_is_a_dict(changes: list[tuple[int, bool]], others: list[int]) -> 
     rows = table.index(np.array(asked, np.uint64))
     assert [float(table.vectors[r, 0]) for r in rows] == [known.get(k, 0.0) for k in asked]
     assert not table.vectors[UNKNOWN].any()
+
+
+def test_looked_up_while_it_grows() -> None:
+    """What is known is found on another thread at every moment while more is put, also while the slots are laid out anew."""
+    table, done, missed, known = ItemTable(1, capacity=4), threading.Event(), list[int](), 0
+
+    def look() -> None:
+        while not done.is_set():
+            missed.append(int((table.index(np.arange(1, known + 1, dtype=np.uint64)) == UNKNOWN).sum()))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for key in range(1, 9000):
+        table.put(key, np.ones(1))
+        known = key
+    done.set()
+    looking.join()
+    assert sum(missed) == 0
 
 
 def window(*rows: tuple[int, int]) -> bytes:

@@ -1,10 +1,15 @@
 """Merging a changelog into a tablet."""
 
+import asyncio
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,8 +17,9 @@ from encoder.features import ItemTable
 from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
-from streams.restore import Seen, merge, put_profiles, put_windows
-from streams.tablets import FALLBACK, Tablet, key_bytes
+from streams.restore import Seen, merge, put_profiles, put_windows, restore
+from streams.settings import Kafka
+from streams.tablets import FALLBACK, OWED, Tablet, Tablets, key_bytes
 from streams.verify import offline_windows
 
 POLICY = Policy(6)
@@ -97,14 +103,14 @@ def tablet(tmp_path: Path) -> Tablet:
 
 
 def test_stale_window(tablet: Tablet) -> None:
-    """An old row behind a newer one loses no event, and its user is named; a row that comes right afterwards is not."""
+    """An old row behind a newer one loses no event, and its user is named; who is put right by a later row is not. Until then no offset is noted."""
     short = set[bytes]()
     old, new = window([1, 5]), window([1, 2, 3, 4])
     put_windows(tablet, [Record(b"u", new), Record(b"u", old), Record(b"v", old), Record(b"v", window([1, 2, 5]))], short, POLICY, {"t": 3})
     assert tablet.windows([b"u", b"v"]) == [window([1, 2, 3, 4, 5]), window([1, 2, 5])]
-    assert (short, tablet.offset("t")[0]) == ({b"u"}, 3)
+    assert (short, tablet.offset("t")[0]) == ({b"u"}, -1)
     put_windows(tablet, [Record(b"u", window([1, 2, 3, 4, 5]))], short, POLICY, {"t": 4})
-    assert short == set()
+    assert (short, tablet.offset("t")[0]) == (set(), 4)
     put_windows(tablet, [Record(b"u", None), Record(b"u", old)], short, POLICY, {"t": 6})
     assert (tablet.windows([b"u"]), short) == ([old], set())
     tablet.close()
@@ -116,14 +122,14 @@ def profile(user: str, times: list[int], unknown: int = 0) -> bytes:
 
 
 def test_stale_profile(tablet: Tablet) -> None:
-    """A profile of another window than the user's is named, until the right one follows."""
+    """A profile of another window than the user's is named, until the right one follows; until then no offset is noted."""
     stale, long = set[bytes](), "😀" * 1024
     tablet.write(windows=[(b"u", window([1, 2, 3])), (long.encode(), window([1, 300]))])
     found = [Record(b"u", profile("u", [1, 3])), Record(long.encode(), profile(long, [1, 300])), Record(b"w", None)]
     put_profiles(tablet, found, stale, ItemTable(8), {"t": 2})
-    assert stale == {b"u"}
+    assert (stale, tablet.offset("t")[0]) == ({b"u"}, -1)
     put_profiles(tablet, [Record(b"u", profile("u", [1, 2, 3]))], stale, ItemTable(8), {"t": 3})
-    assert stale == set()
+    assert (stale, tablet.offset("t")[0]) == (set(), 3)
     assert tablet.profile(b"u") == profile("u", [1, 2, 3])
     tablet.close()
 
@@ -188,6 +194,96 @@ def test_later_row_takes_it_back(tablet: Tablet) -> None:
     put_profiles(tablet, [Record(b"u", profile("u", [5, 5], 0))], set(), table, {"t": 2}, "other", noted)
     assert list(tablet.waiting(key_bytes(7))) == list(tablet.waiting(FALLBACK)) == [b"v"]
     tablet.close()
+
+
+class Log:
+    """An aiokafka consumer of changelogs that lie in lists."""
+
+    def __init__(self, rows: dict[str, list[Record]]) -> None:
+        self._rows, self._at = rows, dict[TopicPartition, int]()
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    async def beginning_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(parts, 0)
+
+    async def end_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {tp: len(self._rows[tp.topic]) for tp in parts}
+
+    def assign(self, parts: list[TopicPartition]) -> None:
+        self._at = dict.fromkeys(parts, 0)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        self._at[tp] = offset
+
+    async def getmany(self, tp: TopicPartition, **_: Any) -> dict[TopicPartition, list[Any]]:
+        found = [SimpleNamespace(key=r.key, value=r.value, offset=n) for n, r in enumerate(self._rows[tp.topic])][self._at[tp] :]
+        self._at[tp] += len(found)
+        return {tp: found} if found else {}
+
+    def highwater(self, tp: TopicPartition) -> int:
+        return len(self._rows[tp.topic])
+
+    async def position(self, tp: TopicPartition) -> int:
+        return self._at[tp]
+
+
+STALE = {
+    "w": [Record(b"u", window([1, 2, 3, 4])), Record(b"u", window([1, 2])), Record(b"v", window([1, 2]))],
+    "p": [Record(b"u", profile("u", [1, 2, 3, 4])), Record(b"v", profile("v", [1]))],
+}
+
+
+def restored(tablets: Tablets, tablet: Tablet) -> Coroutine[Any, Any, list[bytes]]:
+    return restore(tablet, tablets, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, lambda n: None)
+
+
+def test_owed_until_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users whose last rows are not right are named by every restore until they are published, also by one after a restart that reads no row."""
+    monkeypatch.setattr("streams.restore.reader", lambda *_, **__: Log(STALE))
+    tablets = Tablets(tmp_path, 8, 4)
+    (tablet,) = tablets.assign({1}, 1)
+    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
+    assert (tablet.offset("w")[0], tablet.offset("p")[0], list(tablet.waiting(OWED))) == (2, 1, [b"u", b"v"])
+    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
+    tablets.assign(set(), 2)
+    (tablet,) = tablets.assign({1}, 3)
+    tablet.write(arrived=[(OWED, b"u")])
+    assert asyncio.run(restored(tablets, tablet)) == [b"v"]
+    tablets.close()
+
+
+def test_cancelled_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore that is given up ends only when its thread has: rows that it still wrote would be put behind newer ones."""
+    monkeypatch.setattr("streams.restore.reader", lambda *_, **__: Log(STALE))
+    tablets, writes, may = Tablets(tmp_path, 8, 4), threading.Event(), threading.Event()
+    (tablet,) = tablets.assign({1}, 1)
+    write = tablet.write
+
+    def slowly(*arguments: Any, **named: Any) -> None:
+        writes.set()
+        assert may.wait(20)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(tablet, "write", slowly)
+
+    async def scenario() -> None:
+        tablet.restoring = asyncio.ensure_future(restored(tablets, tablet))
+        await asyncio.to_thread(writes.wait, 20)
+        frozen = asyncio.ensure_future(tablets.freeze())
+        await asyncio.sleep(0.05)
+        assert not frozen.done()
+        may.set()
+        await frozen
+        assert tablet.restoring.cancelled()
+        assert tablet.windows([b"u"]) == [window([1, 2, 3, 4])]
+
+    asyncio.run(scenario())
+    tablets.close()
 
 
 def test_other_bytes() -> None:

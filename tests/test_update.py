@@ -23,7 +23,7 @@ from streams.metrics import Metrics
 from streams.profiler import Profiler, style_of
 from streams.reencode import Reencoder
 from streams.settings import Settings
-from streams.tablets import Tablet, Tablets, in_turn
+from streams.tablets import OWED, Tablet, Tablets, in_turn
 from streams.update import Updater
 
 PARTITION, GENERATION = 2, 7
@@ -158,6 +158,28 @@ def test_encoded_again_meanwhile(tmp_path: Path) -> None:
         assert made() == len(users) == route.metrics.value("currents_released_profiles_total")
         assert not again.busy()
         running.cancel()
+
+    on_route(tmp_path, scenario)
+
+
+def test_encoded_again_in_vain(tmp_path: Path) -> None:
+    """Users who were encoded again and then not published, for the generation passed, are owed: the next restore publishes them."""
+
+    async def scenario(route: Route) -> None:
+        route.brokers.open.set()
+        for user in ("u", "v"):
+            await (await route.updater.batches([route.batch(user)]))
+        route.brokers.sent.clear()
+        async with route.tablet.publishing:
+            beginning = asyncio.ensure_future(route.updater.again(route.tablet, [b"u", b"v"]))
+            await soon(lambda: list(route.tablet.waiting(OWED)) == [b"u", b"v"])
+            route.tablets.generation = None
+        publishing, _ = await beginning
+        assert not await publishing
+        assert (route.brokers.sent, list(route.tablet.waiting(OWED))) == ([], [b"u", b"v"])
+        route.tablets.generation = GENERATION
+        assert await route.updater.repair(route.tablet, [b"u", b"v", b"gone"])
+        assert (route.brokers.sent, list(route.tablet.waiting(OWED))) == ([("currents.windows", 2, 2), ("currents.profiles", 2, 2)], [])
 
     on_route(tmp_path, scenario)
 
