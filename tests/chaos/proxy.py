@@ -5,7 +5,7 @@ import contextlib
 import threading
 from dataclasses import dataclass, field
 
-CHUNK = 1 << 16
+CHUNK = 1 << 20  # a whole fetch: on busy cores every turn of the loop is a wait
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Network:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._connection(link, reader, writer)
 
-        self._servers.append(await asyncio.start_server(serve, "127.0.0.1", link.port))
+        self._servers.append(await asyncio.start_server(serve, "127.0.0.1", link.port, limit=CHUNK))
 
     async def _connection(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if link.state == "refuse":
@@ -81,12 +81,14 @@ class Network:
         link.writers.add(writer)
         try:
             await self._pass(link)
-            there, back = await asyncio.open_connection("127.0.0.1", link.target)
+            there, back = await asyncio.open_connection("127.0.0.1", link.target, limit=CHUNK)
         except OSError:  # the broker is down
             link.writers.discard(writer)
             writer.transport.abort()
             return
         link.writers.add(back)
+        for end in (writer, back):
+            end.transport.set_write_buffer_limits(CHUNK)
         try:
             await asyncio.gather(self._pump(link, reader, back), self._pump(link, there, writer))
         finally:
