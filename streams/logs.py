@@ -10,7 +10,10 @@ LIBRARIES = ("faust", "mode", "aiokafka", "kafka")
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets a library's line through once in QUIET_S, with how often it was held back: a lost broker is told hundreds of times a second."""
+    """Lets a library's line through once in QUIET_S, with how often it was held back: a lost broker is told hundreds of times a second.
+
+    A connection's error is told by its name: where in the library it was met says nothing to who reads the log.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -27,8 +30,13 @@ class OnceInAWhile(logging.Filter):
             self._seen[place] = (since, held + 1)
             return False
         self._seen[place] = (now, 0)
+        error = record.exc_info[1] if record.exc_info else None
+        told = f": {type(error).__name__}: {error}" if isinstance(error, OSError) else ""
+        if told:
+            record.exc_info = None
         if held:
-            record.msg, record.args = f"{record.getMessage()} (and {held} like it in {now - since:.0f} s)", None
+            told += f" (and {held} like it in {now - since:.0f} s)"
+        record.msg, record.args = record.getMessage() + told, None
         return True
 
 

@@ -5,8 +5,9 @@ import logging
 from streams.logs import QUIET_S, OnceInAWhile
 
 
-def record(name: str, line: int = 1) -> logging.LogRecord:
-    return logging.LogRecord(name, logging.ERROR, "module.py", line, "no broker at %s", ("127.0.0.1:1",), None)
+def record(name: str, line: int = 1, error: Exception | None = None) -> logging.LogRecord:
+    found = error and (type(error), error, None)
+    return logging.LogRecord(name, logging.ERROR, "module.py", line, "no broker at %s", ("127.0.0.1:1",), found)
 
 
 def test_a_library_repeats_itself() -> None:
@@ -25,3 +26,13 @@ def test_our_own_lines() -> None:
     """Our own lines are never held back."""
     once = OnceInAWhile(lambda: 0.0)
     assert all(once.filter(record("currents.update")) for _ in range(5))
+
+
+def test_errors_of_connections() -> None:
+    """A library's line of a broken connection names the error and shows no traceback; of another error it does."""
+    broken, other = record("kafka", 1, ConnectionResetError(104, "reset")), record("kafka", 2, KeyError("x"))
+    once = OnceInAWhile(lambda: 0.0)
+    assert once.filter(broken)
+    assert once.filter(other)
+    assert (broken.getMessage(), broken.exc_info) == ("no broker at 127.0.0.1:1: ConnectionResetError: [Errno 104] reset", None)
+    assert other.exc_info is not None
