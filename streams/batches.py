@@ -8,6 +8,8 @@ Faust 0.15.3 loses fetched messages around a rebalance in four ways (`tests/test
   3. queued between `perform_seek` and `flow_control.resume`, which clears the queues  -> an ack must follow the one before it,
                                                                                          else the partition is read again from there
   4. any of these before the group's first commit: there is no offset to seek back to  -> `perform_seek` seeks to the log's start
+
+And it may crash: it seeks on the app's thread, in the buffers of a fetcher that is at work in the consumer's                -> `_seek`
 """
 
 import asyncio
@@ -202,6 +204,9 @@ class BatchConsumer(driver.Consumer):
         batch.first = records[0].offset if due is None else due
         self._due[tp] = last.offset + 1
         return batch
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        await self._thread.call_thread(self._thread._ensure_consumer().seek, partition, offset)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         point("before-commit")

@@ -37,6 +37,8 @@ class Kafka:
         for may in (self.fetch, self.deliver, self.seek, self.answer):
             may.set()
         self.sought = False
+        self.seeks: list[bool] = []
+        """Of every seek to an offset whether it came on the consumer's own thread."""
         self.client: Any = None
 
     def consumer(self, **kwargs: Any) -> "Client":
@@ -98,6 +100,7 @@ class Client:
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.kafka.position = offset
+        self.kafka.seeks.append(asyncio.get_running_loop() is self.loop)
 
     async def commit(self, offsets: Mapping[TopicPartition, Any]) -> None:
         self.kafka.committed = offsets[self.kafka.tp].offset

@@ -5,13 +5,15 @@ what holds against it in `streams/batches.py` can go.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiokafka
 import faust
 import pytest
+from faust.types import TP
 
 from streams.app import Finish, add_agent, make_app
 from streams.settings import Settings
@@ -71,6 +73,28 @@ def ours(app: Any, worker: Worker) -> None:
         return asyncio.create_task(finish(batches))
 
     add_agent(app, "t", "agent", handle, 1)
+
+
+@contextlib.asynccontextmanager
+async def at_work(kafka: Kafka, agent: Callable[[Any, Worker], None], folder: Path, fetch: int) -> AsyncIterator[Worker]:
+    """A started worker whose agent is one of the above."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aiokafka, "AIOKafkaConsumer", kafka.consumer)
+        patch.setattr(aiokafka, "AIOKafkaProducer", Producer)
+        if agent is stock:
+            patch.setattr("streams.app.BatchApp", faust.App)
+        worker_settings = {"data_dir": str(folder), "max_poll_records": fetch, "commit_interval_s": 1000.0}
+        app = make_app(Settings(worker=worker_settings), "http://127.0.0.1:1")
+        worker = Worker(app, kafka, 1 if agent is stock else 3)
+        agent(app, worker)
+        app.finalize()
+        started = asyncio.create_task(app.start())  # ends after the first generation
+        try:
+            yield worker
+        finally:
+            worker.released.set()
+            await app.stop()
+            await started
 
 
 Scenario = Callable[[Worker], Awaitable[None]]
@@ -147,36 +171,14 @@ async def before_the_first_commit(worker: Worker) -> None:
         (before_the_first_commit, 1, 0, False),
     ],
 )
-def test_lost(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    scenario: Scenario,
-    fetch: int,
-    records: int,
-    committed: bool,
-    agent: Callable[[Any, Worker], None],
-) -> None:
+def test_lost(tmp_path: Path, scenario: Scenario, fetch: int, records: int, committed: bool, agent: Callable[[Any, Worker], None]) -> None:
     """Faust never hands out some records and goes on behind them, its commit passing them by or standing still; record batches hand out all."""
     kafka = Kafka("t", records, FIRST)
-    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", kafka.consumer)
-    monkeypatch.setattr(aiokafka, "AIOKafkaProducer", Producer)
-    if agent is stock:
-        monkeypatch.setattr("streams.app.BatchApp", faust.App)
 
     async def run() -> set[int]:
-        worker_settings = {"data_dir": str(tmp_path), "max_poll_records": fetch, "commit_interval_s": 1000.0}
-        app = make_app(Settings(worker=worker_settings), "http://127.0.0.1:1")
-        worker = Worker(app, kafka, 1 if agent is stock else 3)
-        agent(app, worker)
-        app.finalize()
-        started = asyncio.create_task(app.start())  # ends after the first generation
-        try:
+        async with at_work(kafka, agent, tmp_path, fetch) as worker:
             await scenario(worker)
             return await worker.lost()
-        finally:
-            worker.released.set()
-            await app.stop()
-            await started
 
     lost = asyncio.run(run())
     if agent is ours:
@@ -185,3 +187,19 @@ def test_lost(
     else:
         assert lost, "Faust has mended this"
         assert (kafka.committed == kafka.end) == committed
+
+
+@pytest.mark.parametrize("agent", [stock, ours])
+def test_seeks(tmp_path: Path, agent: Callable[[Any, Worker], None]) -> None:
+    """Faust seeks on the app's thread, where aiokafka's fetcher is at work on another: a KeyError of its buffers ended a worker. Ours does not."""
+    kafka = Kafka("t", 5, FIRST)
+
+    async def run() -> None:
+        async with at_work(kafka, agent, tmp_path, 1) as worker:
+            await given_partition(worker)
+            await until(lambda: worker.seen and not worker.app.rebalancing, "the agent to begin")
+            kafka.seeks.clear()
+            await worker.app.consumer.seek(TP("t", 0), 4)
+
+    asyncio.run(run())
+    assert kafka.seeks == [agent is ours]
