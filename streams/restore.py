@@ -133,7 +133,7 @@ async def restore(
         await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
     if wrong:
-        log.warning("tablet %d: the last rows of %d users are not right: publishing them again", tablet.partition, len(wrong))
+        log.warning("tablet %d: the last rows of %d users are not right, or may not be: publishing them again", tablet.partition, len(wrong))
     return wrong
 
 
