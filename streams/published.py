@@ -21,8 +21,8 @@ from schemas.windows import DTYPE, Policy, fold, row_of
 AT_ONCE = 512  # rows that are encoded at once
 MORE = 64  # guesses of a row that are tried at once where the likeliest were none
 NEAR = 2e-3  # two float16 of a vector's entry, and sums in another order
-SHOWN = 50
 LOOKED = 1000  # sets of items that may have been unknown, at most, for one window
+SHOWN = 50  # wrong rows that are told in words
 Maker = tuple[str, str]
 """encoder_version and space_id."""
 
@@ -94,7 +94,8 @@ def check_vectors(
                 made[row.maker[1], maker] += 1
                 if row.maker in known and maker != row.maker:
                     wrong += 1
-                    examples += [_words(row, maker, kept)] if wrong <= SHOWN else []
+                    if wrong <= SHOWN:
+                        examples.append(_words(row, maker, kept))
     return Vectors(rows.total(), unknown, wrong, untold, _mixed(made, known, kept.table, least_cosine), dict(rows), examples)
 
 

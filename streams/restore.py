@@ -196,7 +196,7 @@ def put_profiles(
 ) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
-    `offsets` are noted where nobody is stale. Nobody else writes to the tablet meanwhile.
+    `offsets` are noted where nobody is stale.
     A row that counts unknown items: they are looked for in the window, and the user is noted as one who waits for them.
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
     A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
