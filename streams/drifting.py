@@ -11,18 +11,12 @@ Nothing of that is scripted but what the world does and when a command is given:
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import math
-import os
 import shutil
-import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,8 +25,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import orjson
-from aiokafka import AIOKafkaProducer
-from rich.console import Console
 
 from encoder.bundle import MANIFEST, RESIDUALS, open_bundle, pack_residuals
 from encoder.runtime import Encoder, load_encoder
@@ -41,25 +33,20 @@ from schemas.releases import Release
 from schemas.runs import REFUSED
 from streams import verify
 from streams.broker import started
-from streams.demo import Sent, beside, producing, send_events, send_items, settled, until
+from streams.demo import beside, producing, send_items, until
 from streams.fetching import load_release
 from streams.published import check_vectors
-from streams.releases import Announced, announce, proposed, read_history
-from streams.retraining import RetrainError
 from streams.settings import Settings, SettingsError, to_toml
-from streams.tablets import now_ms
+from streams.stage import Ended, Stage, Teller
 from streams.tasks import signalled
-from streams.trial import decide
-from streams.worker import Worker, running
+from streams.worker import running
 from streams.world import World
 
 USERS, PARTITIONS = 500, 2
-LIVE, FLOOD = 250, 2500  # events a second: for watching, and to fill the log
+LIVE = 250  # events a second, for watching
 SLICE, CAMPAIGN = 24_000, 16_000  # events of the two slices that are trained on
 SECONDS = 120.0
 SHARE = 0.5
-TRIAL_S = 240.0  # how long a canary may take
-BLOCKS = "▁▂▃▄▅▆▇█"
 TOLD: dict[str, dict[str, Any]] = {
     "releases": {"follow": "on", "observed_per_s": 400, "least_events": 400},
     "retrain": {"events": SLICE, "min_events": 5000, "epochs": 10, "lr": 2e-3},
@@ -67,169 +54,6 @@ TOLD: dict[str, dict[str, Any]] = {
     "gate": {"cold_loss": 0.5, "platform_loss": 0.2, "min_cases": 30},
 }
 """Settings that are other than the demo's: the world is small, and lives fast. Of some 70 cold cases tighter bounds refuse at random."""
-
-
-class Stage:
-    """The broker's clients, the worker, and what the worker saw of the releases."""
-
-    def __init__(
-        self, settings: Settings, config: Path, world: World, producer: AIOKafkaProducer, worker: Worker, tell: "Teller", stop: asyncio.Event
-    ) -> None:
-        self.settings, self.world, self.worker, self.tell, self.stop = settings, world, worker, tell, stop
-        self._config, self._producer = config, producer
-        self.sent = 0
-
-    @contextlib.asynccontextmanager
-    async def flowing(self, rate: float) -> AsyncIterator[None]:
-        """Events at a rate, in the background."""
-        rest = asyncio.Event()
-        flow = asyncio.ensure_future(self._send(rate, rest))
-        try:
-            yield
-        finally:
-            rest.set()
-            await flow
-
-    async def flood(self, events: int) -> None:
-        """So many events, as fast as this machine can up to a rate, and all of them handled: a slice of them is to hold nothing older."""
-        await self._send(FLOOD, self.stop, events)
-        self.going()
-        await self.settled()
-
-    async def _send(self, rate: float, stop: asyncio.Event, most: float = math.inf) -> None:
-        sent = Sent()
-        await send_events(self._producer, self.settings, self.world, sent, rate, stop, self.worker, most)
-        self.sent += sent.events
-
-    async def settled(self) -> None:
-        """Wait until everything that was sent is in the profiles."""
-        await self._producer.flush()
-        await settled(self.worker)
-
-    async def sleep(self, seconds: float) -> None:
-        """Unless the demo is to end."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:  # `until` gives up after a while
-            await until(lambda: time.monotonic() >= deadline, self.worker, self.stop)
-            self.going()
-
-    def going(self) -> None:
-        """Raises Ended once the demo is to end."""
-        if self.stop.is_set():
-            raise Ended
-
-    # What the worker saw
-
-    def tests(self, version: str) -> "Tests":
-        """Of one encoder so far, over all platforms."""
-        value = self.worker.metrics.value
-        return Tests(value("currents_live_tests_total", version=version), value("currents_live_hits_total", version=version))
-
-    @property
-    def serving(self) -> str:
-        """The version that serves."""
-        return self.worker.encoder.version
-
-    async def history(self) -> list[Announced]:
-        """The topic of releases."""
-        return await read_history(self.settings.kafka, self.settings.topic("releases"))
-
-    # What an operator does
-
-    async def retrain(self, events: int, after_slice: Any = None) -> Release | None:
-        """`currents retrain --once` on the newest events; the candidate that it announced, None where it was refused.
-
-        Raises RetrainError where it failed otherwise.
-        """
-        known, runs = len(await self.history()), set(self.runs())
-        environment = {**os.environ, "CURRENTS_RETRAIN__EVENTS": str(events)}
-        command = [sys.executable, "-m", "streams.cli", "retrain", "--once", "--config", str(self._config)]
-        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
-        try:
-            saying = asyncio.ensure_future(process.communicate())
-            while not saying.done():
-                if after_slice is not None and any((run / "slice.json").exists() for run in set(self.runs()) - runs):
-                    after_slice()
-                    after_slice = None
-                await self.sleep(0.3)
-            _, said = saying.result()
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
-        if process.returncode:
-            why = said.decode().strip().rpartition("\n")[2]
-            if not any((run / f"{REFUSED}.json").exists() for run in set(self.runs()) - runs):
-                raise RetrainError(f"the retraining ended with exit status {process.returncode}: {why}")
-            self.tell(f"it is refused: {why}")
-            return None
-        found = [a.release for a in (await self.history())[known:] if a.channel == "candidate" and a.release]
-        return found[-1] if found else None
-
-    def runs(self) -> list[Path]:
-        """Folders of the retrainings."""
-        folder = Path(self.settings.retrain.folder)
-        return sorted(f for f in folder.iterdir() if f.is_dir()) if folder.exists() else []
-
-    async def trial(self, release: Release) -> None:
-        """Put a candidate on trial, and wait for what the worker makes of it."""
-        history = await self.history()
-        tried = msgspec.structs.replace(release, state="canary", share=SHARE, at=now_ms(), by="the demo", why="")
-        await announce(self.settings.kafka, self.settings.topic("releases"), "candidate", proposed(history, tried))
-        swapper, deadline = self.worker.lifecycle.swapper, time.monotonic() + TRIAL_S
-
-        def over() -> bool:
-            return any(a.release and a.release.version == release.version for a in swapper.history[len(history) + 1 :])
-
-        while not over() and time.monotonic() < deadline:
-            await self.sleep(0.2)
-        if not over():
-            seen = self.worker.lifecycle.observer.trial
-            why = decide(seen, self.settings.releases.rules).why if seen is not None else "nothing was seen of it"
-            self.tell(f"{release.version} is still on trial after {TRIAL_S:.0f} s: {why}")
-
-    async def over(self, version: str) -> None:
-        """Wait until everybody's profile is of a version."""
-        deadline = time.monotonic() + 60
-        while (self.serving != version or self.worker.reencoder.pending()) and time.monotonic() < deadline:
-            await self.sleep(0.2)
-
-
-class Ended(Exception):
-    """A signal came."""
-
-
-@dataclass(frozen=True)
-class Tests:
-    """Arriving events that tested the profiles before them."""
-
-    n: float
-    hits: float
-
-    def since(self, earlier: "Tests") -> float:
-        """Hit rate of what came after `earlier`; 0 where nothing did."""
-        return (self.hits - earlier.hits) / (self.n - earlier.n) if self.n > earlier.n else 0.0
-
-
-class Teller:
-    """Says what happens, with the time, and draws the quality line; on stderr where stdout is for JSON."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._console, self._began = Console(stderr=as_json, highlight=False), time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        """A line."""
-        self._console.print(f"{time.monotonic() - self._began:5.0f} s  {text}", markup=False, soft_wrap=True)
-
-    async def line(self, stage: Stage, every_s: float = 3.0) -> None:
-        """For ever: hit rate of the serving encoder's profiles."""
-        while True:
-            version = stage.serving
-            before = stage.tests(version)
-            await asyncio.sleep(every_s)
-            if (now := stage.tests(version)).n > before.n:
-                rate = now.since(before)
-                self(f"{BLOCKS[min(7, int(rate * 8))] * 24}  live hit rate {rate:.3f} of {version}, {now.n - before.n:.0f} events")
 
 
 def run_lifecycle(seconds: float | None, as_json: bool, seed: int) -> int:
@@ -307,7 +131,7 @@ async def _acts(stage: Stage, seconds: float) -> dict[str, float]:
         low = stage.tests(old).since(before)
         if candidate is not None:
             tell(f"{candidate.version} passed the gate, and is tried on {SHARE:.0%} of the users")
-            await stage.trial(candidate)
+            await stage.trial(candidate, SHARE)
             await stage.over(candidate.version)
         new, before = stage.serving, stage.tests(stage.serving)
         tell(f"{new} serves everybody; nobody was stopped for it")
@@ -315,7 +139,7 @@ async def _acts(stage: Stage, seconds: float) -> dict[str, float]:
         high = stage.tests(new).since(before)
         if candidate is not None:
             tell("a candidate is announced whose numbers are none")
-            await stage.trial(spoilt(candidate, Path(stage.settings.retrain.bundles)))
+            await stage.trial(spoilt(candidate, Path(stage.settings.retrain.bundles)), SHARE)
             tell(f"it is refused, {stage.serving} serves on")
     tell("a campaign: for a while people do other things, and an encoder is trained on that")
     world.turn(2)
@@ -329,7 +153,7 @@ async def _acts(stage: Stage, seconds: float) -> dict[str, float]:
         candidate = await stage.retrain(CAMPAIGN, done)
         if candidate is not None:
             tell(f"{candidate.version} passed the gate on the campaign's events, and is tried on {SHARE:.0%} of the users")
-            await stage.trial(candidate)
+            await stage.trial(candidate, SHARE)
             await stage.over(stage.serving)
             tell(f"{stage.serving} serves")
     return {"quality_before": round(low, 4), "quality_after": round(high, 4)}
