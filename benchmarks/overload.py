@@ -211,8 +211,8 @@ def main() -> None:
         "reads in the storm": seen.reads,
     }
     note = f"calm {a.calm:g}/s, then {a.ratio:g} times the sustainable rate for {a.seconds:g} s, as far as the generator gets; results/{name}.svg"
-    other = {} if usual else {"command": f"python -m benchmarks.overload --ratio {a.ratio:g} --seconds {a.seconds:g} --after {a.after:g}"}
-    record(name, figures, "events, events/s, ms, MiB", note, **other)
+    given = " ".join(sys.argv[1:])
+    record(name, figures, "events, events/s, ms, MiB", note, **({} if usual else {"command": f"python -m benchmarks.overload {given}"}))
 
 
 if __name__ == "__main__":

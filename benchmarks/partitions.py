@@ -24,6 +24,8 @@ def main() -> None:
             figures[f"{n} partitions"] = median([max(r.per_s for r in runs)])
             cpu[f"{n} partitions"] = round(min(r.cpu_us for r in runs), 1)
             print(n, runs, flush=True)
+    first, last = a.counts[0], a.counts[-1]
+    figures[f"{last} over {first}"] = round(figures[f"{last} partitions"] / figures[f"{first} partitions"], 2)
     note = f"baseline encoder, {a.events:,} events of {USERS:,} users, the faster of {a.runs} runs; goal: flat"
     record("partitions", figures, "events/s in one worker, catching up", note, cpu_us_an_event=cpu)
 

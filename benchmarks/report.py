@@ -1,7 +1,9 @@
-"""The table of figures in the README, from benchmarks/results."""
+"""The tables of figures in the README and in docs/, from benchmarks/results."""
 
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -11,6 +13,128 @@ from benchmarks.common import RESULTS
 
 ROOT = Path(__file__).parents[1]
 ABLATION = "ablation.json"
+Row = dict[str, Any]
+
+
+class Headline(NamedTuple):
+    """A line of the README's table."""
+
+    what: str
+    question: str
+    """Whose result it is from."""
+    figures: tuple[tuple[str, ...], ...]
+    """Where they stand in it."""
+    goal: str
+
+
+HEADLINES = (
+    Headline(
+        "stub encoder: times Quix Streams 3.28; times a bare confluent-kafka loop",
+        "plumbing",
+        (("ratios", "currents / quix"), ("ratios", "currents / bare_loop")),
+        "≥ 2; ≥ 0.6",
+    ),
+    Headline(
+        "encoder S: times Quix Streams an event at a time; batched by hand",
+        "encoders",
+        (("ratios", "currents / quix"), ("ratios", "currents / quix_batched")),
+        "≥ 5; ≥ 2",
+    ),
+    Headline(
+        "one worker, whole job, baseline encoder, events/s: new users; full windows of 64",
+        "whole",
+        (("figures", "new users"), ("figures", "full windows")),
+        "≥ 15,000",
+    ),
+    Headline(
+        "one worker, whole job, 100,000 users, events/s: encoder S; XS",
+        "job",
+        (("figures", "preset s", "100,000 users"), ("figures", "preset xs", "100,000 users")),
+        "≥ 5,000; ≥ 10,000",
+    ),
+    Headline("two worker processes on 2 cores: times one", "processes", (("figures", "2 over 1"),), "≥ 1.3"),
+    Headline("32 partitions in one worker: times one partition's events/s", "partitions", (("figures", "32 over 1"),), "flat"),
+    Headline(
+        "from an event in Kafka to its acknowledged profile, p99, ms: at half the most that a worker takes; at 90 %",
+        "age",
+        (("figures", "50%", "p99"), ("figures", "90%", "p99")),
+        "≤ 250; ≤ 1,000",
+    ),
+    Headline(
+        "reads from a replica beside 2,000 events/s, p99, ms: 1,000 a second; 50 batches of 100 a second",
+        "reads",
+        (("figures", "replica, singles alone", "single", "p99"), ("figures", "replica, batches alone", "batch of 100", "p99")),
+        "≤ 5; ≤ 20",
+    ),
+    Headline("an emptied worker restores, rows/s", "restore", (("figures", "rows/s"),), "≥ 200,000"),
+    Headline(
+        "on disk: a million users without windows, GiB; a full window, bytes",
+        "disk",
+        (("figures", "a million users, GiB", "profiles on disk"), ("figures", "windows on disk")),
+        "≤ 0.8; ≤ 2,253",
+    ),
+    Headline(
+        "ten times what a worker takes, for five minutes: events lost; windows wrong; most MiB; s until nothing waited",
+        "overload-10x-300s",
+        tuple(("figures", name) for name in ("events lost", "windows wrong", "most MiB", "seconds after the storm until nothing waited")),
+        "0; 0; bounded",
+    ),
+    Headline("an hour at half load: MiB; file handles", "soak", (("figures", "mib"), ("figures", "handles")), "flat"),
+    Headline(
+        "retraining from a million events, s: in all; but training",
+        "retrain",
+        (("figures", "seconds"), ("figures", "but training")),
+        "≤ 1,800; ≤ 180",
+    ),
+    Headline(
+        "another encoder takes over under load: p99 age until then, times that before; share of free capacity used after it",
+        "swap",
+        (("figures", "no rate set", "times that before"), ("figures", "no rate set", "share of it")),
+        "≤ 2; ≥ 0.7",
+    ),
+    Headline(
+        "seven weeks of drifting tastes, HR@10 less that of the first week: retrained weekly; frozen",
+        "weekly",
+        (("figures", "retrained against the first"), ("figures", "frozen against the first")),
+        "≥ -0.05",
+    ),
+)
+
+
+def result(question: str) -> Row | None:
+    """What a benchmark recorded; None if it did not run yet."""
+    path = RESULTS / f"{question}.json"
+    row: Row | None = orjson.loads(path.read_bytes()) if path.exists() else None
+    return row
+
+
+def headlines() -> str:
+    """What one wants to know first, beside what was aimed at."""
+    out = ["| | measured | goal | command | date |", "|---|---|---|---|---|"]
+    for line in HEADLINES:
+        if (r := result(line.question)) is not None:
+            found = "; ".join(shown(reduce(getitem, path, r)) for path in line.figures)
+            out.append(f"| {line.what} | **{found}** | {line.goal} | `{r['command']}` | {r['date']} |")
+    return "\n".join(out) + "\n"
+
+
+def costs(r: Row) -> str:
+    """What a million events cost: a line a part of the job, a column an encoder."""
+    figures = r["figures"]
+    names = [name.removeprefix("whole job, ") for name in figures if name.startswith("whole job, ")]
+    parts = [name.removesuffix(", stage") for name in figures if name.endswith(", stage") and not name.startswith("encode")]
+    out = ["| core-seconds for a million events | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines: list[tuple[str, list[Any]]] = [(part, [figures[f"{part}, stage"]] * len(names)) for part in parts]
+    lines.append(("encode", [figures[f"encode, {name}, stage"] for name in names]))
+    rows = {
+        "Kafka client, Faust and the rest": "Kafka client, Faust and the rest", "whole job": "**whole job**", "broker": "the broker, besides",
+        "events/s per core": "events/s per core",
+    }  # fmt: skip
+    lines += [(shown_as, [figures[f"{key}, {name}"] for name in names]) for key, shown_as in rows.items()]
+    gpus = figures["events/s per GPU, encoder alone"]
+    lines.append(("events/s per GPU, encoder alone", [gpus.get(name, "") for name in names]))
+    out += [f"| {what} | " + " | ".join(map(shown, values)) + " |" for what, values in lines]
+    return "\n".join([*out, "", f"`{r['command']}`, {r['date']}, {r['machine']}: {r['note']}.", ""])
 
 
 def shown(value: Any) -> str:
@@ -20,7 +144,7 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:,}"
 
 
-def encoder_rows(figures: dict[str, dict[str, Any]]) -> list[str]:
+def encoder_rows(figures: dict[str, Row]) -> list[str]:
     """A line a figure of the encoder's, which have conditions and commands of their own."""
     out = []
     for name, r in figures.items():
@@ -49,7 +173,7 @@ def with_interval(r: dict[str, float]) -> str:
     return f"{r.get('value', r.get('mean')):.3f} ({r['low']:.3f} to {r['high']:.3f})"
 
 
-def curves(figures: dict[str, dict[str, Any]]) -> str:
+def curves(figures: dict[str, Row]) -> str:
     """The next item's HR@10 by the age of the profile: one table by missing events, one by time."""
     out = []
     if "stale_events" in figures:
@@ -64,7 +188,7 @@ def curves(figures: dict[str, dict[str, Any]]) -> str:
     return "\n".join(out) + "\n"
 
 
-def ablations(tables: dict[str, dict[str, Any]]) -> str:
+def ablations(tables: dict[str, Row]) -> str:
     """One table a log: a line a part, its HR@10 and the paired difference to the encoder with all parts."""
     out = []
     for name, rows in tables.items():
@@ -78,7 +202,7 @@ def ablations(tables: dict[str, dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def variants(row: dict[str, Any]) -> str:
+def variants(row: Row) -> str:
     """A line a variant of an encoder: metric, size, speed, and what the gate said."""
     out = ["| variant | NDCG@10 | difference, 95 % | MB | ms for 64 windows | whole one's, beside it | gate |", "|---|---|---|---|---|---|---|"]
     for name, v in row["figures"].items():
@@ -96,12 +220,15 @@ def put(page: Path, mark: str, text: str) -> None:
 
 def main() -> None:
     """All pages that show figures."""
-    put(ROOT / "README.md", "figures", table())
+    put(ROOT / "README.md", "figures", headlines())
+    put(ROOT / "docs" / "figures.md", "figures", table())
     put(ROOT / "docs" / "scale.md", "scale", scale.tables())
     if encoder.FILE.exists():
-        put(ROOT / "README.md", "age of profiles", curves(orjson.loads(encoder.FILE.read_bytes())))
-    if (RESULTS / "compress.json").exists():
-        put(ROOT / "docs" / "lifecycle.md", "compress", variants(orjson.loads((RESULTS / "compress.json").read_bytes())))
+        put(ROOT / "docs" / "figures.md", "age of profiles", curves(orjson.loads(encoder.FILE.read_bytes())))
+    if (cost := result("cost")) is not None:
+        put(ROOT / "docs" / "figures.md", "cost", costs(cost))
+    if (compressed := result("compress")) is not None:
+        put(ROOT / "docs" / "lifecycle.md", "compress", variants(compressed))
     if (RESULTS / ABLATION).exists():
         put(ROOT / "docs" / "encoder.md", "parts", ablations(orjson.loads((RESULTS / ABLATION).read_bytes())))
 

@@ -1,6 +1,32 @@
 """What the benchmarks reckon."""
 
+from benchmarks.report import costs, headlines, table
 from benchmarks.soak import Ages, Look, thirds
+from tests.test_docs import TEXT
+
+
+def test_tables() -> None:
+    """README and docs/figures.md show the tables that the results in the repository give."""
+    assert TEXT["README.md"].split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == headlines()
+    assert TEXT["figures.md"].split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == table()
+
+
+def test_costs() -> None:
+    """A part that all encoders share stands under each, what an encoder adds under its own."""
+    by_encoder = {
+        "whole job": (90.0, 300.0),
+        "broker": (9.0, 8.0),
+        "events/s per core": (11111, 3333),
+        "Kafka client, Faust and the rest": (50.0, 60.0),
+    }
+    figures: dict[str, object] = {"fold, stage": 5.0, "encode, baseline, stage": 2.0, "encode, preset s, stage": 200.0}
+    figures |= {f"{what}, {name}": v for what, values in by_encoder.items() for name, v in zip(("baseline", "preset s"), values, strict=True)}
+    figures["events/s per GPU, encoder alone"] = {"preset s": "none here"}
+    lines = costs({"figures": figures, "command": "c", "date": "d", "machine": "m", "note": "n"}).splitlines()
+    assert "| fold | 5.0 | 5.0 |" in lines
+    assert "| encode | 2.0 | 200.0 |" in lines
+    assert "| **whole job** | 90.0 | 300.0 |" in lines
+    assert "| events/s per GPU, encoder alone |  | none here |" in lines
 
 
 def test_ages() -> None:
