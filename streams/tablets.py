@@ -48,12 +48,25 @@ class Tablet:
         self.lock = asyncio.Lock()
         self.publishing = asyncio.Lock()
         self.restored = asyncio.Event()
-        self.restoring: asyncio.Task[None] | None = None
+        self.restores: list[asyncio.Task[None]] = []
+        """The one under way, and those before it that have not ended yet."""
         self.strange = False
         """Another worker's rows were found in a changelog since the last restore began."""
         self._db = open_db(path, cache, write_buffer_bytes, FAMILIES, read_often=("windows",))
         self._cf = {f: self._db.get_column_family(f) for f in FAMILIES}
         self._handle = {f: self._db.get_column_family_handle(f) for f in FAMILIES}
+
+    def restore_by(self, work: Callable[[], Coroutine[Any, Any, None]], spawn: "Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]") -> None:
+        """Begin a restore once the one under way has ended: two at once would let batches in when the first is done, and the
+        second would put old rows behind theirs.
+        """
+        before = [task for task in self.restores if not task.done()]
+
+        async def after() -> None:
+            await end(before)
+            await work()
+
+        self.restores = [*before, spawn(after())]
 
     async def idle(self) -> None:
         """Wait until nothing of the tablet is being made, written or published."""
@@ -210,8 +223,7 @@ class Tablets:
         """Partitions are being revoked: let batches in flight finish, begin no other, and stop restoring."""
         self.generation = None
         for tablet in self:
-            if tablet.restoring is not None:
-                await end([tablet.restoring])
+            await end(tablet.restores)
             await tablet.idle()
 
     def assign(self, partitions: set[int], generation: int) -> list[Tablet]:

@@ -33,7 +33,6 @@ from streams.sending import Sender
 from streams.serving import serve
 from streams.settings import Settings
 from streams.startup import claim, frozen, listen, one_thread, prepare, tuned
-from streams.stopping import end
 from streams.tablets import Tablet, Tablets
 from streams.tasks import Tasks, signalled, until
 from streams.update import Updater
@@ -127,16 +126,14 @@ class Worker:
                 again(tablet)
 
         def again(tablet: Tablet) -> None:
-            tablet.restoring = self.spawn(self._restore(tablet, tablet.restoring))
+            tablet.restore_by(lambda: self._restore(tablet), self.spawn)
 
         self.tablets.distrusted = again
 
         self.app.on_partitions_revoked.connect(revoked, weak=False)
         self.app.on_partitions_assigned.connect(assigned, weak=False)
 
-    async def _restore(self, tablet: Tablet, before: "asyncio.Task[None] | None") -> None:
-        if before is not None:
-            await end([before])  # two at once would let batches in when the first is done, and put old rows behind theirs
+    async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
         await tablet.idle()  # what was under way when the tablet was distrusted
         topics = (self.settings.topic("windows"), self.settings.topic("profiles"))

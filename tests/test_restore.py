@@ -272,14 +272,14 @@ def test_cancelled_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tablet, "write", slowly)
 
     async def scenario() -> None:
-        tablet.restoring = asyncio.ensure_future(restored(tablets, tablet))
+        tablet.restore_by(lambda: restored(tablets, tablet), asyncio.ensure_future)
         await asyncio.to_thread(writes.wait, 20)
         frozen = asyncio.ensure_future(tablets.freeze())
         await asyncio.sleep(0.05)
         assert not frozen.done()
         may.set()
         await frozen
-        assert tablet.restoring.cancelled()
+        assert tablet.restores[0].cancelled()
         assert tablet.windows([b"u"]) == [window([1, 2, 3, 4])]
 
     asyncio.run(scenario())

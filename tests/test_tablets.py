@@ -1,6 +1,8 @@
 """Tablets: rows, atomic batches, who may write, two users of one folder."""
 
 import asyncio
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from streams.late import Late
 from streams.metrics import Metrics
 from streams.startup import claim
+from streams.stopping import to_thread
 from streams.storage import StorageError
 from streams.tablets import Tablet, Tablets, key_bytes
 from streams.update import Updater
@@ -105,14 +108,46 @@ def test_freeze_waits(tmp_path: Path) -> None:
     async def scenario() -> None:
         tablets = Tablets(tmp_path, 8, 4)
         one, two = tablets.assign({1, 2}, 1)
-        two.restoring = asyncio.ensure_future(asyncio.sleep(60))
+        two.restore_by(lambda: asyncio.sleep(60), asyncio.ensure_future)
         await one.lock.acquire()
         frozen = asyncio.ensure_future(tablets.freeze())
         await asyncio.sleep(0.01)
         assert not frozen.done()
         one.lock.release()
         await frozen
-        assert two.restoring.cancelled()
+        assert two.restores[0].cancelled()
+        tablets.close()
+
+    asyncio.run(scenario())
+
+
+def test_one_restore_at_a_time(tmp_path: Path) -> None:
+    """A restore begins once the one under way has ended; revoking waits for all, also where the newest never began."""
+
+    async def scenario() -> None:
+        tablets, said, may = Tablets(tmp_path, 8, 4), list[str](), threading.Event()
+        (tablet,) = tablets.assign({1}, 1)
+
+        async def restore(name: str) -> None:
+            said.append(f"{name} begins")
+            try:
+                await to_thread(may.wait, 20)
+            finally:
+                said.append(f"{name} ends")
+
+        for name in ("first", "second", "third"):
+            tablet.restore_by(partial(restore, name), asyncio.ensure_future)
+            await asyncio.sleep(0.01)
+        tablet.restore_by(partial(restore, "fourth"), asyncio.ensure_future)
+        frozen = asyncio.ensure_future(tablets.freeze())
+        await asyncio.sleep(0.01)
+        assert (said, frozen.done()) == (["first begins"], False)
+        may.set()
+        await frozen
+        assert said == ["first begins", "first ends"]
+        tablet.restore_by(partial(restore, "fifth"), asyncio.ensure_future)
+        await asyncio.gather(*tablet.restores)
+        assert said[2:] == ["fifth begins", "fifth ends"]
         tablets.close()
 
     asyncio.run(scenario())
