@@ -10,6 +10,7 @@ import orjson
 from benchmarks import runs as encoder
 from benchmarks import scale
 from benchmarks.common import RESULTS
+from benchmarks.job import PRESETS
 
 ROOT = Path(__file__).parents[1]
 ABLATION = "ablation.json"
@@ -47,10 +48,10 @@ HEADLINES = (
         "≥ 15,000",
     ),
     Headline(
-        "one worker, whole job, 100,000 users, events/s: encoder S; XS",
+        "one worker, whole job, 100,000 users, events/s: encoder S; S in int8; XS; XS in int8",
         "job",
-        (("figures", "preset s", "100,000 users"), ("figures", "preset xs", "100,000 users")),
-        "≥ 5,000; ≥ 10,000",
+        tuple(("figures", f"preset {name}", "100,000 users") for name in PRESETS),
+        "S ≥ 5,000; XS ≥ 10,000",
     ),
     Headline("two worker processes on 2 cores: times one", "processes", (("figures", "2 over 1"),), "≥ 1.3"),
     Headline("32 partitions in one worker: times one partition's events/s", "partitions", (("figures", "32 over 1"),), "flat"),
@@ -120,20 +121,12 @@ def headlines() -> str:
 
 def costs(r: Row) -> str:
     """What a million events cost: a line a part of the job, a column an encoder."""
-    figures = r["figures"]
-    names = [name.removeprefix("whole job, ") for name in figures if name.startswith("whole job, ")]
-    parts = [name.removesuffix(", stage") for name in figures if name.endswith(", stage") and not name.startswith("encode")]
-    out = ["| core-seconds for a million events | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines: list[tuple[str, list[Any]]] = [(part, [figures[f"{part}, stage"]] * len(names)) for part in parts]
-    lines.append(("encode", [figures[f"encode, {name}, stage"] for name in names]))
-    rows = {
-        "Kafka client, Faust and the rest": "Kafka client, Faust and the rest", "whole job": "**whole job**", "broker": "the broker, besides",
-        "events/s per core": "events/s per core",
-    }  # fmt: skip
-    lines += [(shown_as, [figures[f"{key}, {name}"] for name in names]) for key, shown_as in rows.items()]
-    gpus = figures["events/s per GPU, encoder alone"]
-    lines.append(("events/s per GPU, encoder alone", [gpus.get(name, "") for name in names]))
-    out += [f"| {what} | " + " | ".join(map(shown, values)) + " |" for what, values in lines]
+    gpus = r["figures"]["events/s per GPU, encoder alone"]
+    encoders = {name: parts for name, parts in r["figures"].items() if parts is not gpus}
+    out = ["| core-seconds for a million events | " + " | ".join(encoders) + " |", "|---" * (len(encoders) + 1) + "|"]
+    for what in next(iter(encoders.values())):
+        out.append(f"| {what} | " + " | ".join(shown(parts[what]) for parts in encoders.values()) + " |")
+    out.append("| events/s per GPU, encoder alone | " + " | ".join(shown(gpus.get(name, "")) for name in encoders) + " |")
     return "\n".join([*out, "", f"`{r['command']}`, {r['date']}, {r['machine']}: {r['note']}.", ""])
 
 

@@ -1,6 +1,6 @@
 """A worker for an hour at half the load that it can take: memory, file handles, disk, lag and ages stay what they are. Plotted.
 
-python -m benchmarks.soak --minutes 60 --rate 4000
+python -m benchmarks.soak --minutes 60 --rate 2000
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tests.kafka.processes import WorkerProcess
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-MINUTES, RATE, USERS, EVERY_S, WARM_MIN = 60.0, 4000.0, 20_000, 5.0, 10.0
+MINUTES, RATE, USERS, EVERY_S, WARM_MIN = 60.0, 2000.0, 20_000, 5.0, 10.0
 CLEANED = PROPERTIES.replace("log.cleaner.enable=false", "log.cleaner.enable=true\nlog.segment.bytes=134217728\nlog.roll.ms=120000")
 """An hour's changelogs would fill a disk: compacted, as they are elsewhere."""
 

@@ -1,5 +1,7 @@
 """What the benchmarks reckon."""
 
+from benchmarks.cost import parts
+from benchmarks.job import Measured
 from benchmarks.report import costs, headlines, table
 from benchmarks.soak import Ages, Look, thirds
 from tests.test_docs import TEXT
@@ -12,20 +14,17 @@ def test_tables() -> None:
 
 
 def test_costs() -> None:
-    """A part that all encoders share stands under each, what an encoder adds under its own."""
-    by_encoder = {
-        "whole job": (90.0, 300.0),
-        "broker": (9.0, 8.0),
-        "events/s per core": (11111, 3333),
-        "Kafka client, Faust and the rest": (50.0, 60.0),
-    }
-    figures: dict[str, object] = {"fold, stage": 5.0, "encode, baseline, stage": 2.0, "encode, preset s, stage": 200.0}
-    figures |= {f"{what}, {name}": v for what, values in by_encoder.items() for name, v in zip(("baseline", "preset s"), values, strict=True)}
+    """What is done for an event and what is done for a window add up, with the rest, to the whole job; a column an encoder."""
+    by_stage = {"mapping": 8.0, "fold": 4.0, "featurize": 6.0, "portrait": 70.0, "rocksdb": 20.0, "encode, baseline": 10.0, "encode, preset s": 400.0}
+    jobs = {"baseline": Measured(9000, 110.0, 30.0, 0.5), "preset s": Measured(2000, 500.0, 90.0, 0.75)}
+    figures: dict[str, object] = {name: parts(by_stage, name, m) for name, m in jobs.items()}
     figures["events/s per GPU, encoder alone"] = {"preset s": "none here"}
     lines = costs({"figures": figures, "command": "c", "date": "d", "machine": "m", "note": "n"}).splitlines()
-    assert "| fold | 5.0 | 5.0 |" in lines
-    assert "| encode | 2.0 | 200.0 |" in lines
-    assert "| **whole job** | 90.0 | 300.0 |" in lines
+    assert "| fold | 4.0 | 4.0 |" in lines
+    assert "| portrait | 35.0 | 52.5 |" in lines
+    assert "| encode | 5.0 | 300.0 |" in lines
+    assert "| Kafka client, Faust and the rest | 45.0 | 116.0 |" in lines
+    assert "| whole job | 110.0 | 500.0 |" in lines
     assert "| events/s per GPU, encoder alone |  | none here |" in lines
 
 
