@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -q -c constraints.txt
 ON_ALL_CORES := -n logical --dist loadscope
+# Two tests at once, each with a broker of its own: much of their time is waiting.
+ON_TWO_BROKERS := -n 2 --durations 10
 
 .PHONY: demo test fast slow broker kafka check bench chaos encoder clean
 demo: .venv/demo.stamp
@@ -17,11 +19,11 @@ slow: .venv/test.stamp
 	$(BIN)/pytest -m slow $(ON_ALL_CORES)
 
 broker: .venv/test.stamp
-	$(BIN)/pytest -m broker
+	$(BIN)/pytest -m broker $(ON_TWO_BROKERS) --dist loadscope
 
 kafka: .venv/test.stamp
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "tests of tier kafka need java and mvn on the PATH"; exit 1; }
-	$(BIN)/pytest -m kafka
+	$(BIN)/pytest -m kafka $(ON_TWO_BROKERS) --dist worksteal
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """One Apache Kafka broker (KRaft, combined roles) on a free port, for tests and benchmarks. `python -m tests.apache` keeps one running."""
 
+import fcntl
 import shutil
 import signal
 import socket
@@ -41,11 +42,14 @@ def free_port() -> int:
 
 
 def install() -> None:
-    """Copy Kafka's jars from Maven Central into .kafka/jars, once."""
-    if not (JARS / ".complete").exists():
-        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        (JARS / ".complete").touch()
+    """Copy Kafka's jars from Maven Central into .kafka/jars, once, also where several processes want them."""
+    JARS.mkdir(parents=True, exist_ok=True)
+    with (JARS.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (JARS / ".complete").exists():
+            command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            (JARS / ".complete").touch()
 
 
 def new_cluster_id() -> str:

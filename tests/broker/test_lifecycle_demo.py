@@ -16,10 +16,11 @@ from aiokafka import AIOKafkaProducer
 from streams import demo
 from streams.broker import started
 from streams.demo import producing
-from streams.drifting import FLOOD, PARTITIONS, Ended, Stage, Teller, declared, run_lifecycle
+from streams.drifting import PARTITIONS, declared, run_lifecycle
 from streams.releases import candidate
 from streams.retraining import RetrainError
 from streams.settings import Settings, SettingsError
+from streams.stage import FLOOD, Ended, Stage, Teller
 from streams.verify import read_topic
 from streams.worker import running
 from streams.world import Emitted, World
@@ -110,7 +111,7 @@ def test_stopped_in_a_trial(bootstrap: str, tmp_path: Path, monkeypatch: pytest.
     async def scenario() -> None:
         async with loaded(settings) as (worker, _):
             stage = Stage(settings, tmp_path, World(1, 2), AIOKafkaProducer(), worker, Teller(True), asyncio.Event())
-            trying = asyncio.ensure_future(stage.trial(release))
+            trying = asyncio.ensure_future(stage.trial(release, 0.5))
 
             async def on_trial() -> bool:
                 return worker.lifecycle.lineup().candidate is not None
