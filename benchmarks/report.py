@@ -1,7 +1,6 @@
 """The tables of figures in the README and in docs/, from benchmarks/results."""
 
 from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +113,7 @@ def headlines() -> str:
     out = ["| | measured | goal | command | date |", "|---|---|---|---|---|"]
     for line in HEADLINES:
         if (r := result(line.question)) is not None:
-            found = "; ".join(shown(reduce(getitem, path, r)) for path in line.figures)
+            found = "; ".join(shown(reduce(lambda at, key: at.get(key, {}), path, r) or "not measured") for path in line.figures)
             out.append(f"| {line.what} | **{found}** | {line.goal} | `{r['command']}` | {r['date']} |")
     return "\n".join(out) + "\n"
 
