@@ -1,6 +1,5 @@
 """The tables of figures in the README and in docs/, from benchmarks/results."""
 
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,19 +100,12 @@ HEADLINES = (
 )
 
 
-def result(question: str) -> Row | None:
-    """What a benchmark recorded; None if it did not run yet."""
-    path = RESULTS / f"{question}.json"
-    row: Row | None = orjson.loads(path.read_bytes()) if path.exists() else None
-    return row
-
-
 def headlines() -> str:
     """What one wants to know first, beside what was aimed at."""
     out = ["| | measured | goal | command | date |", "|---|---|---|---|---|"]
     for line in HEADLINES:
-        if (r := result(line.question)) is not None:
-            found = "; ".join(shown(reduce(lambda at, key: at.get(key, {}), path, r) or "not measured") for path in line.figures)
+        if (r := scale.read(line.question, RESULTS)) is not None:
+            found = "; ".join("not measured" if (value := scale.at(r, path)) is None else shown(value) for path in line.figures)
             out.append(f"| {line.what} | **{found}** | {line.goal} | `{r['command']}` | {r['date']} |")
     return "\n".join(out) + "\n"
 
@@ -217,9 +209,9 @@ def main() -> None:
     put(ROOT / "docs" / "scale.md", "scale", scale.tables())
     if encoder.FILE.exists():
         put(ROOT / "docs" / "figures.md", "age of profiles", curves(orjson.loads(encoder.FILE.read_bytes())))
-    if (cost := result("cost")) is not None:
+    if (cost := scale.read("cost", RESULTS)) is not None:
         put(ROOT / "docs" / "figures.md", "cost", costs(cost))
-    if (compressed := result("compress")) is not None:
+    if (compressed := scale.read("compress", RESULTS)) is not None:
         put(ROOT / "docs" / "lifecycle.md", "compress", variants(compressed))
     if (RESULTS / ABLATION).exists():
         put(ROOT / "docs" / "encoder.md", "parts", ablations(orjson.loads((RESULTS / ABLATION).read_bytes())))

@@ -4,7 +4,7 @@ Knows no broker: it reads benchmarks/results. docs/scale.md shows what it prints
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,23 @@ class Figure:
     note: str = ""
 
 
-def _read(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{name}.json"
+def read(question: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """What a benchmark recorded; None if it did not run yet."""
+    path = folder / f"{question}.json"
     return orjson.loads(path.read_bytes()) if path.exists() else None
+
+
+def at(row: Any, path: Iterable[str]) -> Any:
+    """What stands at a path of keys; None where nothing does."""
+    for key in path:
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
 
 
 def _first(*wanted: tuple[str, tuple[str, ...], str]) -> tuple[float, str, str] | None:
     """The first of some figures that was measured: value, source, note."""
     for name, path, note in wanted:
-        found: Any = _read(name)
-        for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
+        found = at(read(name), path)
         if isinstance(found, int | float):
             return float(found), f"{name}.json", note
     return None

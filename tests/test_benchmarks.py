@@ -1,16 +1,31 @@
 """What the benchmarks reckon."""
 
+from pathlib import Path
+
+import orjson
+import pytest
+
+from benchmarks import report
 from benchmarks.cost import parts
 from benchmarks.job import Measured
 from benchmarks.report import costs, headlines, table
 from benchmarks.soak import Ages, Look, thirds
-from tests.test_docs import TEXT
+from tests.test_docs import marked
 
 
 def test_tables() -> None:
     """README and docs/figures.md show the tables that the results in the repository give."""
-    assert TEXT["README.md"].split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == headlines()
-    assert TEXT["figures.md"].split("<!-- figures -->\n")[1].split("<!-- end of figures -->")[0] == table()
+    assert marked("README.md", "figures") == headlines()
+    assert marked("figures.md", "figures") == table()
+
+
+def test_headlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure that is 0 is told as it is, one that a run of other sizes did not take as not measured, a benchmark that did not run not at all."""
+    row = {"figures": {"events lost": 0, "windows wrong": 0, "most MiB": 650}, "command": "c", "date": "d"}
+    (tmp_path / "overload-10x-300s.json").write_bytes(orjson.dumps(row))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert "| **0; 0; 650; not measured** |" in headlines()
+    assert len(headlines().splitlines()) == 3
 
 
 def test_costs() -> None:

@@ -25,6 +25,11 @@ KEYS = {
 }
 
 
+def marked(page: str, mark: str) -> str:
+    """What stands between a page's marks."""
+    return TEXT[page].split(f"<!-- {mark} -->\n")[1].split(f"<!-- end of {mark} -->")[0]
+
+
 def test_every_setting() -> None:
     """docs/settings.md has every setting with its variable, and no other."""
     rows = re.findall(r"^\| `(\w+\.\w+)` \| .*? \| `(\w+)` \| .+ \|$", TEXT["settings.md"], re.M)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.scale import USERS, Assumed, measured, plan, tables
-from tests.test_docs import KEYS, TEXT
+from tests.test_docs import KEYS, TEXT, marked
 
 PAGE = TEXT["scale.md"]
 FIGURES = {"baseline": 20_000.0, "s": 4000.0, "stored": 2500.0, "raw": 5000.0, "restore": 100_000.0}
@@ -16,7 +16,7 @@ FIGURES = {"baseline": 20_000.0, "s": 4000.0, "stored": 2500.0, "raw": 5000.0, "
 
 def test_tables() -> None:
     """The page shows the tables that the results in the repository give."""
-    assert PAGE.split("<!-- scale -->\n")[1].split("<!-- end of scale -->")[0] == tables()
+    assert marked("scale.md", "scale") == tables()
 
 
 def test_sources() -> None:
