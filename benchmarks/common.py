@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import os
 import random
+import shlex
 import statistics
 import sys
 import tempfile
@@ -39,13 +40,20 @@ def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: b
         "figures": figures,
         "unit": unit,
         "note": note,
-        "command": f"make bench ONLY={question}",
+        "command": command(question),
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores ({processor()}), {memory} GiB, broker and load beside the worker",
         **details,
     }
     (RESULTS / f"{question}.json").write_bytes(orjson.dumps(row, option=orjson.OPT_INDENT_2) + b"\n")
     print(orjson.dumps(figures if bare else {question: figures}).decode(), flush=True)
+
+
+def command(question: str) -> str:
+    """What makes the figures again: what was run, where it was given arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    return shlex.join(("python", "-m", name, *sys.argv[1:])) if name.startswith("benchmarks.") and sys.argv[1:] else f"make bench ONLY={question}"
 
 
 def processor() -> str:

@@ -211,8 +211,7 @@ def main() -> None:
         "reads in the storm": seen.reads,
     }
     note = f"calm {a.calm:g}/s, then {a.ratio:g} times the sustainable rate for {a.seconds:g} s, as far as the generator gets; results/{name}.svg"
-    given = " ".join(sys.argv[1:])
-    record(name, figures, "events, events/s, ms, MiB", note, **({} if usual else {"command": f"python -m benchmarks.overload {given}"}))
+    record(name, figures, "events, events/s, ms, MiB", note)
 
 
 if __name__ == "__main__":

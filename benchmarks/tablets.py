@@ -121,9 +121,7 @@ def main() -> None:
                 figures[f"worker of {partitions}"] = uvloop.run(worker(bootstrap, partitions))
                 print(figures[f"worker of {partitions}"], flush=True)
     note = f"{ROWS} users in each tablet, one block cache of {CACHE_MB} MiB for all; workers: an idle one that owns all partitions, on one broker"
-    given = " ".join(["--steps", *map(str, a.steps), "--workers", *map(str, a.workers)])
-    usual = (tuple(a.steps), tuple(a.workers)) == (STEPS, WORKERS)
-    record("tablets", figures, "of one process", note, **({} if usual else {"command": f"python -m benchmarks.tablets {given}"}))
+    record("tablets", figures, "of one process", note)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the benchmarks reckon."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import orjson
 import pytest
 
-from benchmarks import report
+from benchmarks import common, report
 from benchmarks.cost import parts
 from benchmarks.job import Measured
 from benchmarks.report import costs, headlines, table
@@ -26,6 +28,18 @@ def test_headlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert "| **0; 0; 650; not measured** |" in headlines()
     assert len(headlines().splitlines()) == 3
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result says the command that was given, where it was given anything."""
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="benchmarks.peers.__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    assert common.command("peers") == "make bench ONLY=peers"
+    monkeypatch.setattr(sys, "argv", ["-m", "--systems", "a b"])
+    assert common.command("peers") == "python -m benchmarks.peers --systems 'a b'"
+    main.__spec__.name = "pytest.__main__"
+    assert common.command("peers") == "make bench ONLY=peers"
 
 
 def test_costs() -> None:
