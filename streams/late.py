@@ -89,11 +89,11 @@ class Late:
             async with self._updater.behind(tablet, generation) as mine:
                 if not mine:
                     return True
-                publishing, _ = await self._updater.again(tablet, chunk)
-                if not await publishing:
+                due = await self._updater.outdated(tablet, chunk)  # another worker may have had the tablet since, and encoded them
+                if due and not await (await self._updater.again(tablet, due))[0]:
                     return True
                 tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
-            self._metrics.reencoded.inc(len(chunk))
+            self._metrics.reencoded.inc(len(due))
             await asyncio.sleep(0)
         return more
 

@@ -8,8 +8,8 @@ import numpy as np
 from encoder.features import UNKNOWN, Features, featurize, fitted
 from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
-from schemas.profiles import pack_maker, pack_profiles
-from schemas.windows import Policy
+from schemas.profiles import maker, pack_maker, pack_profiles, unknown_items
+from schemas.windows import DTYPE, Policy
 from streams.guard import Guard
 from streams.items import ItemStore
 from streams.lineup import Current, Lineup
@@ -68,6 +68,13 @@ class Profiler:
         ours = lineup.everybody()
         waiting = [(key_bytes(key), users[n]) for key, n in pairs]
         return rows, waiting + [(FALLBACK, user) for user, (encoder, _) in zip(users, made, strict=True) if encoder not in ours]
+
+    def outdated(self, user: bytes, window: bytes, profile: bytes | None) -> bool:
+        """Whether a user's profile counts items of the window as unknown that are known by now, or another encoder should have made it."""
+        if profile is None or maker(profile)[0] != self._lineup().of_user(user).version:
+            return True
+        keys = np.frombuffer(window, DTYPE, offset=1)["item_key"]
+        return unknown_items(profile) > int((self._store.table.index(keys) == UNKNOWN).sum())
 
     def _both(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> tuple[list[tuple[Encoder, bytes]], list[bytes]]:
         """What `_encode` makes, and portraits. Both are done or given up at the end: the items stay as they are until then, and no longer."""

@@ -254,6 +254,14 @@ class Updater:
         async with self.turn, tablet.lock:
             yield self._tablets.holds(tablet, generation)
 
+    async def outdated(self, tablet: Tablet, users: list[bytes]) -> list[bytes]:
+        """Those of some users whose profile would say more if it was made now. Call it `behind`."""
+        return await self._run(self._outdated, tablet, users)  # type: ignore[no-any-return]
+
+    def _outdated(self, tablet: Tablet, users: list[bytes]) -> list[bytes]:
+        found = [(u, w) for u, w in zip(users, tablet.windows(users), strict=True) if w]
+        return [u for u, w in found if self._profiler.outdated(u, w, tablet.profile(u))]
+
     async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
         """Encode users of a tablet again, by no fallback. Call it `behind`. Raises EncoderDown.
 

@@ -69,6 +69,9 @@ class Noted(Updater):
     def __init__(self, tablets: Tablets) -> None:
         self.users, self.turn, self._tablets = list[bytes](), asyncio.Lock(), tablets
 
+    async def outdated(self, tablet: Tablet, users: list[bytes]) -> list[bytes]:
+        return users
+
     async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
         self.users += users
         return asyncio.create_task(asyncio.sleep(0, True)), 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from faust.types import TP
 
@@ -18,12 +19,13 @@ from schemas.profiles import maker
 from streams.app import Finish, add_agent, nothing
 from streams.batches import RecordBatch
 from streams.items import ItemStore
+from streams.late import Late
 from streams.lineup import Lineup, in_canary
 from streams.metrics import Metrics
 from streams.profiler import Profiler, style_of
 from streams.reencode import Reencoder
 from streams.settings import Settings
-from streams.tablets import OWED, Tablet, Tablets, in_turn
+from streams.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn
 from streams.update import Updater
 
 PARTITION, GENERATION = 2, 7
@@ -180,6 +182,41 @@ def test_encoded_again_in_vain(tmp_path: Path) -> None:
         route.tablets.generation = GENERATION
         assert await route.updater.repair(route.tablet, [b"u", b"v", b"gone"])
         assert (route.brokers.sent, list(route.tablet.waiting(OWED))) == ([("currents.windows", 2, 2), ("currents.profiles", 2, 2)], [])
+
+    on_route(tmp_path, scenario)
+
+
+def test_encoded_again_where_it_tells(tmp_path: Path) -> None:
+    """Who waits for an item, or for the encoder, is encoded again only while the profile lacks that: another worker may have made it since."""
+
+    async def scenario(route: Route) -> None:
+        route.brokers.open.set()
+        for user in ("u", "v"):
+            await (await route.updater.batches([route.batch(user)]))
+        (key,) = route.tablet.awaited()
+        route.store.table.put(int.from_bytes(key, "big"), np.ones(8, np.float32))
+        await (await route.updater.batches([route.batch("v")]))
+        late = Late(route.tablets, route.updater, route.metrics, lambda: False)
+        running = asyncio.ensure_future(late.forever())
+
+        async def changes(begin: Callable[[], None], waits_for: bytes) -> list[bytes]:
+            before = {u: route.tablet.profile(u) for u in (b"u", b"v")}
+            begin()
+            await soon(lambda: not late.pending())
+            assert not list(route.tablet.waiting(waits_for))
+            return [u for u, profile in before.items() if profile != route.tablet.profile(u)]
+
+        def fell_back() -> None:
+            route.tablet.write(waiting=[(FALLBACK, b"u"), (FALLBACK, b"v")])
+            late.fell_back(PARTITION)
+
+        assert await changes(lambda: late.arrived([int.from_bytes(key, "big")]), key) == [b"u"]
+        assert route.metrics.value("currents_reencoded_total") == 1
+        assert await changes(fell_back, FALLBACK) == []
+        route.lineup = route.lineup.serve(Baseline(8, "other", half_life=5))
+        assert await changes(fell_back, FALLBACK) == [b"u", b"v"]
+        assert await changes(fell_back, FALLBACK) == []
+        running.cancel()
 
     on_route(tmp_path, scenario)
 

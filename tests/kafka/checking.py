@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,29 +41,35 @@ def is_event(record: Any) -> bool:
         return False
 
 
-def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path) -> dict[str, int]:
-    """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped."""
+def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, left: Collection[Path] = ()) -> dict[str, int]:
+    """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped.
+
+    `left`: of workers whose tablets another one took, and may have published a user again to be sure.
+    """
     names = {p.code: p.name for p in settings.platforms}
     expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
     windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
     return {
         "windows_wrong": verify.wrong(expected, windows),
         "profiles_wrong": profiles_wrong(settings, expected, profiles, folder, [settings.encoding.encoder]),
-        **tables_wrong(settings, tables, windows, profiles),
+        **tables_wrong(settings, tables, windows, profiles, left),
     }
 
 
 def tables_wrong(
-    settings: Settings, tables: Mapping[Path, set[int]], windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes]
+    settings: Settings, tables: Mapping[Path, set[int]], windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], left: Collection[Path] = ()
 ) -> dict[str, int]:
-    """How many rows of tablets differ from what the changelogs say."""
+    """How many rows of tablets differ from what the changelogs say; of those `left` but for the clock."""
     wrong = {"windows": 0, "profiles": 0}
     for data_dir, partitions in tables.items():
         for p in partitions:
             tablet = Tablet(p, data_dir / f"tablet-{p}")
             for name, changelog in (("windows", windows), ("profiles", profiles)):
                 mine = {u: row for u, row in changelog.items() if partition_of(u, settings.worker.partitions) == p}
-                wrong[name] += verify.wrong(mine, dict(tablet.scan(name)))
+                found = dict(tablet.scan(name))
+                if name == "profiles" and data_dir in left:
+                    found |= {u: mine[u] for u, row in found.items() if u in mine and same(row, mine[u])}
+                wrong[name] += verify.wrong(mine, found)
             tablet.close()
     return {"window_tables_wrong": wrong["windows"], "profile_tables_wrong": wrong["profiles"]}
 

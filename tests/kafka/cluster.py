@@ -145,9 +145,9 @@ class Cluster:
         return found
 
     def check(self, *data_dirs: Path, owned: dict[Path, set[int]] | None = None) -> dict[str, int]:
-        """Everything wrong, by kind; RIGHT is right. All tablets of `data_dirs` count, of `owned` those named. Workers must have stopped."""
+        """Everything wrong, by kind; RIGHT is right. All tablets of `data_dirs` count; `owned`: those of workers that left. All must have stopped."""
         tables = {d: {int(path.name.removeprefix("tablet-")) for path in d.glob("tablet-*")} for d in data_dirs} | (owned or {})
-        return {**compare(self.settings, tables, self.folder), "not_committed": self.lag()}
+        return {**compare(self.settings, tables, self.folder, owned or ()), "not_committed": self.lag()}
 
 
 class Load(_Load):
