@@ -12,6 +12,7 @@ from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, Policy, check, held, new
 
 UNKNOWN = 0  # row of an item that is not known; its vector is zero
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Fibonacci hashing
+_MOST = (1 << 64) - 1
 
 
 class ItemTable:
@@ -26,9 +27,20 @@ class ItemTable:
         self.size = 1
         self._rehash(1 << (4 * capacity - 1).bit_length())  # a power of two
 
+    @classmethod
+    def of(cls, keys: np.ndarray, vectors: np.ndarray) -> "ItemTable":
+        """A table of (n,) uint64 keys and their (n, D) vectors, all at once; of equal keys the last counts."""
+        last = np.sort(len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1])
+        table = cls(vectors.shape[1], max(64, len(last) + 1))
+        table.writes, table.size = len(last), 1 + len(last)
+        there = slice(1, table.size)
+        table.keys[there], table.vectors[there], table.written[there] = keys[last], vectors[last], np.arange(1, table.size)
+        table._place(np.arange(1, table.size), table._slots)
+        return table
+
     def put(self, key: int, vector: np.ndarray) -> int:
         """Insert or replace the (D,) vector of an item; returns its row."""
-        row = int(self.index(np.array([key], np.uint64))[0])
+        row, at = self._find(key)
         if row == UNKNOWN:
             if self.size == len(self.vectors):
                 self.vectors = np.concatenate([self.vectors, np.zeros_like(self.vectors)])
@@ -39,16 +51,24 @@ class ItemTable:
             if 2 * self.size > len(self._slots):
                 self._rehash(2 * len(self._slots))
             else:
-                self._place(np.array([row]), self._slots)
+                self._slots[at] = row
         self._write(row, vector)
         return row
 
     def forget(self, key: int) -> int:
         """Make an item unknown again: its row keeps its place with a zero vector. Returns that row, UNKNOWN if there was none."""
-        row = int(self.index(np.array([key], np.uint64))[0])
+        row, _ = self._find(key)
         if row != UNKNOWN:
             self._write(row, 0)
         return row
+
+    def _find(self, key: int) -> tuple[int, int]:
+        """Row of one key, and the slot where it is or belongs: `index` for one, without numpy's price of a call."""
+        slots, mask = self._slots, len(self._slots) - 1
+        at = (key * int(_MIX) & _MOST) >> 65 - len(slots).bit_length()
+        while (row := int(slots[at])) != UNKNOWN and int(self.keys[row]) != key:
+            at = (at + 1) & mask
+        return row, at
 
     def _write(self, row: int, vector: np.ndarray | int) -> None:
         self.vectors[row] = vector
@@ -73,12 +93,12 @@ class ItemTable:
         self._slots = slots  # only now: who looks something up meanwhile finds it in the old ones
 
     def _place(self, rows: np.ndarray, slots: np.ndarray) -> None:
-        mask = len(slots) - 1
-        for row, home in zip(rows.tolist(), _home(self.keys[rows], slots).tolist(), strict=True):
-            at = home
-            while slots[at] != UNKNOWN:
-                at = (at + 1) & mask
-            slots[at] = row
+        mask, at = len(slots) - 1, _home(self.keys[rows], slots)
+        while rows.size:
+            free = slots[at] == UNKNOWN
+            slots[at[free]] = rows[free]  # of those who want the same one, the last has it
+            left = slots[at] != rows
+            rows, at = rows[left], (at[left] + 1) & mask
 
 
 def _home(keys: np.ndarray, slots: np.ndarray) -> np.ndarray:

@@ -176,7 +176,4 @@ def residual_table(bundle: Bundle) -> ItemTable:
     keys, residuals = read_residuals(bundle.folder, bundle.manifest.dims)
     if not np.isfinite(residuals).all():
         raise BundleError(f"{bundle.folder}: {int((~np.isfinite(residuals)).any(1).sum())} residuals are not finite")
-    table = ItemTable(bundle.manifest.dims, max(64, len(keys) + 1))
-    for key, residual in zip(keys.tolist(), residuals, strict=True):
-        table.put(key, residual)
-    return table
+    return ItemTable.of(keys, residuals)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from rocksdict import WriteBatch
 
-from encoder.features import UNKNOWN, ItemTable
+from encoder.features import ItemTable
 from encoder.towers import Tower
 from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
@@ -99,8 +99,7 @@ class ItemStore:
         if item.space_id != self.space_id or item.dims != self.table.dims:
             self.foreign += 1
             return None
-        key = item_key(item.item)
-        known = self.index([item.item])[0] != UNKNOWN
+        key, before = item_key(item.item), self.table.size
         row = self.table.put(key, unpack_vector(item.vector))
         if row >= len(self.categories):
             self.categories = np.concatenate([self.categories, np.full_like(self.categories, -1)])
@@ -113,7 +112,7 @@ class ItemStore:
             self.categories[row, column] = self._number(name)
         self.item_packed[row] = action_begins(item.item, item.title)
         self.titles[row] = item.title
-        return None if known else key
+        return key if self.table.size > before else None
 
     def _number(self, category: str) -> int:
         number = self._category.setdefault(category, len(self._category))

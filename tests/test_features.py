@@ -30,6 +30,17 @@ def test_table_is_a_dict(changes: list[tuple[int, bool]], others: list[int]) -> 
     assert not table.vectors[UNKNOWN].any()
 
 
+@given(st.lists(keys | st.integers(0, 40), max_size=300), keys)
+def test_table_at_once(some: list[int], another: int) -> None:
+    """A table that is made at once finds what one does into which the same was put bit by bit, and takes more."""
+    table, known = ItemTable.of(np.array(some, np.uint64), np.arange(len(some)).reshape(-1, 1)), {key: float(n) for n, key in enumerate(some)}
+    assert (table.size, table.writes, sorted(table.written[1 : table.size])) == (1 + len(known), len(known), [*range(1, 1 + len(known))])
+    table.put(another, np.array([-1.0]))
+    known[another] = -1.0
+    assert {k: float(table.vectors[r, 0]) for k, r in zip(known, table.index(np.array([*known], np.uint64)), strict=True)} == known
+    assert table.vectors.dtype == np.float32
+
+
 def test_looked_up_while_it_grows() -> None:
     """What is known is found on another thread at every moment while more is put, also while the slots are laid out anew."""
     table, done, missed, known = ItemTable(1, capacity=4), threading.Event(), list[int](), 0
