@@ -177,7 +177,7 @@ def main() -> None:
     a = parser.parse_args()
     usual = (a.ratio, a.seconds, a.after) == (RATIO, STORM_S, AFTER_S)
     name = "overload" if usual else f"overload-{a.ratio:g}x-{a.seconds:g}s"
-    with kafka() as bootstrap:
+    with kafka(compacts=True) as bootstrap:
         sustainable = a.sustainable or median(sustained(bootstrap) for _ in range(3))
         seen = uvloop.run(watch(bootstrap, a.calm, a.ratio * sustainable, a.seconds, a.after))
     looks, total = seen.looks, seen.sent
