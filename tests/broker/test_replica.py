@@ -278,8 +278,11 @@ def test_too_far_behind(tmp_path: Path) -> None:
                 await publish(settings, {"u1": 1})
                 replica = await stack.enter_async_context(replicating(settings))
                 client = await stack.enter_async_context(httpx.AsyncClient(base_url=replica.url, timeout=20))
-                await until(lambda: is_ready(client))
-                assert (await client.get(path("u1"))).status_code == 200
+
+                async def answered() -> bool:
+                    return (await client.get(path("u1"))).status_code == 200
+
+                await until(answered)  # a busy machine is behind now and then
             for method, where, more in (
                 ("GET", path("u1"), {}),
                 ("GET", path("nobody"), {}),
