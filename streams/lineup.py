@@ -27,6 +27,11 @@ class Lineup:
         tried = self.candidate
         return tried if tried is not None and self.share and in_canary(user, tried.version, self.share) else self.serving
 
+    def makes(self, user: bytes, made: tuple[str, str]) -> bool:
+        """Whether a profile of this version and space is of who makes the user's."""
+        encoder = self.of_user(user)
+        return made == (encoder.version, encoder.space_id)
+
     def of_space(self, space_id: str) -> Encoder | None:
         """Who projects items for profiles of a space; None if nobody here does."""
         return next((e for e in self.everybody() if e.space_id == space_id), None)

@@ -71,7 +71,7 @@ class Profiler:
 
     def outdated(self, user: bytes, window: bytes, profile: bytes | None) -> bool:
         """Whether a user's profile counts items of the window as unknown that are known by now, or another encoder should have made it."""
-        if profile is None or maker(profile)[0] != self._lineup().of_user(user).version:
+        if profile is None or not self._lineup().makes(user, maker(profile)):
             return True
         keys = np.frombuffer(window, DTYPE, offset=1)["item_key"]
         return unknown_items(profile) > int((self._store.table.index(keys) == UNKNOWN).sum())

@@ -82,8 +82,7 @@ class Reencoder:
 
     def stale(self, user: bytes, profile: bytes) -> bool:
         """Whether a profile is not of the encoder that should have made it."""
-        encoder = self._lineup().of_user(user)
-        return maker(profile) != (encoder.version, encoder.space_id)
+        return not self._lineup().makes(user, maker(profile))
 
     async def forever(self) -> None:
         """A chunk of each tablet in turn, for as long as there are any."""
@@ -180,8 +179,8 @@ class Reencoder:
         for n, (user, profile) in enumerate(scan(tablet.path, tablet.family("profiles"), start or None)):
             if n == LOOK:
                 return found, user
-            made, encoder = origin(profile), lineup.of_user(user)
-            if (made.encoder_version, made.space_id) != (encoder.version, encoder.space_id):
+            made = origin(profile)
+            if not lineup.makes(user, (made.encoder_version, made.space_id)):
                 place = made.last_event_at, user
                 if below is None or place < below:
                     found.append(place)
