@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, record
+from benchmarks.common import RESULTS, command, record
 from benchmarks.peers.environment import ROOT, python
 from benchmarks.peers.exchange import read_scores, write_split
 from benchmarks.research import food_kitchen, ml1m
@@ -126,18 +126,18 @@ def main() -> None:
     asked = parser.parse_args()
     if strange := [d for d in asked.data if d not in PLANS]:
         parser.error(f"{strange[0]}: no such data; there are {', '.join(PLANS)}")
-    command = " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
 
     def keep(row: dict[str, Any]) -> None:
         """The file is read anew each time: two data sets may run at once."""
         path = RESULTS / "peers.json"
         stored = json.loads(path.read_text())["runs"] if path.exists() else []
-        stored.append({**row, "date": datetime.date.today().isoformat(), "command": command})
+        stored.append({**row, "date": datetime.date.today().isoformat(), "command": command("peers")})
         rows = {(r["data"], r["model"], r.get("epochs", 0)): r for r in stored}
         figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
         note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
         machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
-        record("peers", figures, "hit rate, NDCG", note, machine=machine, runs=list(rows.values()))
+        of_all = {"machine": machine, "command": "make bench ONLY=peers"}  # each run says its own
+        record("peers", figures, "hit rate, NDCG", note, **of_all, runs=list(rows.values()))
 
     for name in asked.data or PLANS:
         run(name, replace(PLANS[name], epochs=asked.epochs or PLANS[name].epochs), asked.models, keep)
