@@ -1,4 +1,7 @@
-"""Reads while events flow in: `currents serve` in a process of its own, and the worker's own endpoint for comparison."""
+"""Reads while events flow in: `currents serve` beside a worker, the worker's own endpoint, and `currents serve` beside a worker that gives way.
+
+Giving way is what `nice -n 10 currents worker` does: whoever else wants a core gets it first.
+"""
 
 import argparse
 import asyncio
@@ -6,110 +9,93 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
+import psutil
 import uvloop
 
-from benchmarks.common import bench, events, folded, kafka, load, record, send, working
-from streams.settings import Settings
-from streams.worker import Worker
-from tests.apache import free_port
+from benchmarks.common import bench, cpu, declared, events, kafka, load, record, send
+from benchmarks.processes import value
+from benchmarks.soak import Ages, edges
+from tests.kafka.processes import ReplicaProcess, WorkerProcess, wait_for
 
 USERS, EVENTS, PER_SECOND = 20_000, 200_000, 2000
-SINGLES, BATCHES, SECONDS = 1000, 50, 25
+SINGLES, BATCHES, SECONDS, START_S = 1000, 50, 20, 300
 MIXES = {"singles alone": (SINGLES, 0), "batches alone": (0, BATCHES), "both": (SINGLES, BATCHES)}
+NICE = 10
 
 
-@asynccontextmanager
-async def replica(settings: Settings, worker: Worker) -> AsyncIterator[tuple[str, int]]:
-    """URL and process id of a replica that has caught up."""
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
-        own = {
-            "CURRENTS_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
-            "CURRENTS_WORKER__PREFIX": settings.worker.prefix,
-            "CURRENTS_SERVE__PORT": str(port),
-            "CURRENTS_SERVE__DATA_DIR": folder,
-        }
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "streams.cli", "serve", env={**os.environ, **own})
-        try:
-            async with httpx.AsyncClient() as client:
-                while not await _ready(client, f"http://127.0.0.1:{port}"):
-                    if worker.failed.done():
-                        await worker.failed
-                    await asyncio.sleep(0.1)
-            yield f"http://127.0.0.1:{port}", process.pid
-        finally:
-            process.terminate()
-            await process.wait()
+def give_way(pid: int) -> None:
+    """What nice does to a process before it starts: on Linux every thread has a niceness of its own, and new ones their parent's."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
 
 
-async def _ready(client: httpx.AsyncClient, url: str) -> bool:
-    try:
-        return (await client.get(f"{url}/readyz")).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-async def read(url: str, singles: float, batches: float, seconds: float) -> dict[str, dict[str, float]]:
+async def read(url: str, singles: float, batches: float, seconds: float) -> dict[str, Any]:
     """Latencies as the generator saw them."""
     arguments = (url, str(singles), str(batches), str(seconds), str(USERS))
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.readers", *arguments, stdout=asyncio.subprocess.PIPE)
     text, _ = await process.communicate()
-    found: dict[str, dict[str, float]] = orjson.loads(text)
+    found: dict[str, Any] = orjson.loads(text)
     return found
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has had."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+async def mixed(name: str, asked: WorkerProcess, worker: WorkerProcess, seconds: float) -> dict[str, Any]:
+    """Every mix of reads of one process, and meanwhile its CPU and how old the worker's profiles were."""
+    process, ages, figures = psutil.Process(asked.process.pid), Ages(), {}
+    for mix, (singles, batches) in MIXES.items():
+        ages.p99_ms(edges(worker))
+        before, began = cpu(process), time.perf_counter()
+        found = await read(asked.url, singles, batches, seconds)
+        found["its CPU"] = round((cpu(process) - before) / (time.perf_counter() - began), 2)
+        found["event age p99, at most"] = round(ages.p99_ms(edges(worker)))
+        figures[f"{name}, {mix}"] = found
+        print(mix, found, file=sys.stderr, flush=True)
+    return figures
 
 
-async def measure(bootstrap: str, seconds: float) -> dict[str, Any]:
+async def measure(bootstrap: str, folder: Path, seconds: float) -> dict[str, Any]:
     """Fill the windows first; then each mix, on the replica and on the worker, with events flowing in."""
-    figures: dict[str, Any] = {}
     async with bench(bootstrap) as settings:
         await send(settings, settings.platforms[0].topic, events(EVENTS, USERS))
-        async with working(settings) as worker:
-            await folded(worker, EVENTS)
-            async with replica(settings, worker) as (url, pid):
-                flow = await load(settings, PER_SECOND, seconds * 2 * len(MIXES) + 60, USERS)
-                await asyncio.sleep(3)
-                for name, (singles, batches) in MIXES.items():
-                    before, began = cpu_s(pid), time.perf_counter()
-                    figures[f"replica, {name}"] = await read(url, singles, batches, seconds)
-                    figures[f"replica, {name}"]["its CPU"] = round((cpu_s(pid) - before) / (time.perf_counter() - began), 2)
-                for name, (singles, batches) in MIXES.items():
-                    figures[f"worker, {name}"] = await read(worker.url, singles, batches, seconds)
-                p50, p99 = worker.metrics.age.percentiles(50, 99)
-                figures["event age meanwhile"] = {"p50": round(p50), "p99": round(p99)}
+        config = declared(settings, folder)
+        worker = WorkerProcess(folder, config, "worker")
+        replica = ReplicaProcess(folder, config, "replica")
+        flow: asyncio.subprocess.Process | None = None
+        try:
+            await asyncio.to_thread(wait_for, "all events", lambda: worker.is_ready() and value(worker, "currents_folded_total") >= EVENTS, START_S)
+            await asyncio.to_thread(replica.ready)
+            flow = await load(settings, PER_SECOND, seconds * 4 * len(MIXES) + 60, USERS)
+            await asyncio.sleep(3)
+            figures = await mixed("replica", replica, worker, seconds)
+            figures |= await mixed("worker", worker, worker, seconds)
+            give_way(worker.process.pid)
+            figures |= await mixed(f"replica beside a worker of niceness {NICE}", replica, worker, seconds)
+        finally:
+            for process in (replica, worker):
+                process.stop()
+            if flow is not None:
                 flow.terminate()
                 await flow.wait()
     return figures
 
 
 def main() -> None:
-    """One run; --seconds for each of the six mixes."""
+    """One run; --seconds for each of the nine mixes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=SECONDS)
     seconds = parser.parse_args().seconds
-    with kafka() as bootstrap:
+    with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         before = os.getloadavg()[0]
-        figures = uvloop.run(measure(bootstrap, seconds))
-    parser_name = "httptools" if find_spec("httptools") else "h11"
+        figures = uvloop.run(measure(bootstrap, Path(folder), seconds))
     record(
         "reads",
         figures,
         "ms from when a read was due to its whole answer",
         f"{SINGLES} single reads/s, {BATCHES} batches of 100 a second, {PER_SECOND} events/s into a worker meanwhile, {USERS:,} users; "
-        f"broker, worker, replica and generators on the same cores, load before: {before:.1f}; {parser_name}; goals of the replica: p99 ≤ 5 and ≤ 20",
+        f"broker, worker, replica and generators on the same cores, load before: {before:.1f}; goals of the replica: p99 ≤ 5 and ≤ 20",
     )
 
 

@@ -60,9 +60,13 @@ HEADLINES = (
         "≤ 250; ≤ 1,000",
     ),
     Headline(
-        "reads from a replica beside 2,000 events/s, p99, ms: 1,000 a second; 50 batches of 100 a second",
+        "reads from a replica beside 2,000 events/s, p99, ms: 1,000 a second; 50 batches of 100 a second; both where the worker gives way to it",
         "reads",
-        (("figures", "replica, singles alone", "single", "p99"), ("figures", "replica, batches alone", "batch of 100", "p99")),
+        tuple(
+            ("figures", f"{beside}, {mix} alone", one, "p99")
+            for beside in ("replica", "replica beside a worker of niceness 10")
+            for mix, one in (("singles", "single"), ("batches", "batch of 100"))
+        ),
         "≤ 5; ≤ 20",
     ),
     Headline("an emptied worker restores, rows/s", "restore", (("figures", "rows/s"),), "≥ 200,000"),
