@@ -54,7 +54,7 @@ def food() -> None:
 
 
 def speed() -> None:
-    """Windows a second of every preset, full windows of 32 and 64 events: ONNX Runtime on two threads, and torch on a GPU where there is one."""
+    """Windows a second of every preset, full windows of 32 and 64 events: on two threads, and torch on a GPU where there is one."""
     found: dict[str, dict[str, int]] = {"onnx": {}, "gpu": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in PRESETS:
@@ -65,7 +65,7 @@ def speed() -> None:
                 if torch.cuda.is_available():
                     found["gpu"][f"{name} L={steps}"] = windows_per_s(TorchEncoder(bundle), steps, 4096)
     gpu = {"value": found["gpu"].get("s L=64"), "presets": found["gpu"]}
-    about = "full windows, from featurized arrays to vectors; preset s, L = 64; median of several runs; no GPU: not measured, null"
+    about = "full windows, from featurized arrays to vectors; preset s, L = 64, two threads; median of several runs; no GPU: not measured, null"
     note("speed", about, onnx_windows_per_s={"value": found["onnx"]["s L=64"], "presets": found["onnx"]}, gpu_windows_per_s=gpu)
 
 

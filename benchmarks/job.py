@@ -25,7 +25,7 @@ from streams.tablets import FAMILIES, Tablet
 from streams.worker import Worker
 
 UNFINISHED = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions", "rocksdb.mem-table-flush-pending")
-USERS, EVENTS, LENGTH, LOT = (1, 10, 100_000, 1_000_000), 40_000, 32, 5000
+USERS, EVENTS, LENGTH, LOT, THREADS = (1, 10, 100_000, 1_000_000), 40_000, 32, 5000, 2
 PRESETS = ("s", "s-int8", "xs", "xs-int8")
 
 
@@ -93,10 +93,17 @@ async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = 
 
 
 async def measure(
-    bootstrap: str, encoder: str, users: int, total: int, filled: Path | None, broker: psutil.Process | None = None, **sections: dict[str, Any]
+    bootstrap: str,
+    encoder: str,
+    users: int,
+    total: int,
+    filled: Path | None,
+    broker: psutil.Process | None = None,
+    threads: int = 1,
+    **sections: dict[str, Any],
 ) -> Measured:
     """A first life in which a worker, whose tablets are there already, learns the items; then events are sent, and its second life is measured."""
-    async with bench(bootstrap, encoding={"encoder": encoder, "device": "cpu"}, **sections) as settings:
+    async with bench(bootstrap, encoding={"encoder": encoder, "device": "cpu", "threads": threads}, **sections) as settings:
         if filled is not None:
             linked(filled, Path(settings.worker.data_dir))
         async with working(settings):
@@ -113,6 +120,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--bundles", type=Path, help="folder in which the bundles stay, for the next run")
+    parser.add_argument("--threads", type=int, default=THREADS, help="encoding.threads")
     a = parser.parse_args()
     figures: dict[str, dict[str, int]] = {f"preset {name}": {} for name in a.presets}
     cpu: dict[str, dict[str, float]] = {f"preset {name}": {} for name in a.presets}
@@ -123,13 +131,14 @@ def main() -> None:
             filled = folder / f"users-{users}"
             fill(filled, users, 4)
             for name, bundle in bundles.items():
-                found = uvloop.run(measure(bootstrap, bundle, users, a.events, filled))
+                found = uvloop.run(measure(bootstrap, bundle, users, a.events, filled, threads=a.threads))
                 figures[f"preset {name}"][f"{users:,} users"] = round(found.per_s)
                 cpu[f"preset {name}"][f"{users:,} users"] = round(found.cpu_us, 1)
                 print(name, users, found, flush=True)
             shutil.rmtree(filled)
     note = (
-        f"{a.events:,} events, windows of 64 full from the start, the encoder reads {LENGTH}; bundles with fresh weights, ONNX Runtime, one thread; "
+        f"{a.events:,} events, windows of 64 full from the start, the encoder reads {LENGTH}; bundles with fresh weights, "
+        f"ONNX Runtime, encoding.threads = {a.threads}; "
         "int8 as made, not judged; goal 5,000 with S and 10,000 with XS, flat"
     )
     record("job", figures, "events/s in one worker, catching up", note, cpu_us_an_event=cpu)

@@ -85,7 +85,7 @@ def measured() -> dict[str, Figure]:
             ("whole", ("figures", "full windows"), "catching up, full windows, some users several times a batch")]),
         "s": ("a worker, preset S on its CPU", "events/s", [
             ("job", job[0], "a window to encode for nearly every event"),
-            ("encoder", ("onnx_windows_per_s", "value"), "windows of 64 encoded on one core: an upper bound, and not of the whole job")]),
+            ("encoder", ("onnx_windows_per_s", "value"), "windows of 64 encoded on two cores: an upper bound, and not of the whole job")]),
         "xs": ("a worker, preset XS on its CPU", "events/s", [("job", job[1], "")]),
         "gpu": ("a GPU, preset S, encoder alone", "events/s", [("cost", ("gpu", "preset s"), ""), ("encoder", ("gpu_windows_per_s", "value"), "")]),
         "stored": ("a user in RocksDB, window and profile", "bytes", [("disk", ("figures", "on disk"), "full window of 64 random events")]),

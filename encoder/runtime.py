@@ -1,6 +1,7 @@
 """What a worker asks of an encoder, and which one it gets: the baseline, a bundle on ONNX Runtime, or a bundle on torch where there is a GPU."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 
 BUCKETS = (8, 16, 32, 64, 128, 256, 512)  # windows up to these lengths are padded to the longest of their bucket
 CHUNK = 64  # windows of one run: larger ones fall out of the cache
+LEAST = 8  # windows for which a second thread is worth it
 ITEMS_AT_ONCE = 4096
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -122,12 +124,17 @@ class Projected:
 
 
 class OnnxEncoder:
-    """A bundle's graphs on ONNX Runtime, CPU. Windows of like length go together, CHUNK at a time."""
+    """A bundle's graphs on ONNX Runtime, CPU. Windows of like length go together, CHUNK at a time, as many chunks at once as there are threads.
+
+    A chunk is one thread's: ONNX Runtime's own threads share out every small product by itself, and wait for each other after each.
+    """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         m = bundle.manifest
         self.version, self.space_id, self.dims, self.max_len = m.version, m.space_id, m.dims, m.max_len
-        self._windows, self._items = session(bundle.onnx, threads), session(bundle.items, threads)
+        self._windows, self._items = session(bundle.onnx, 1), session(bundle.items, threads)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "windows") if threads > 1 else None
         self._inputs = {i.name for i in self._windows.get_inputs()}
         self._residuals = residual_table(bundle)
         self.projected = Projected(self.project, self.dims)
@@ -136,10 +143,15 @@ class OnnxEncoder:
         """-> (B, dims) float32, L2-normalised; a zero row where every item is unknown."""
         features, items = features.newest(self.max_len), self.projected.of(table)
         out = np.zeros((len(features.lengths), self.dims), np.float32)
-        for rows in buckets(features.lengths, CHUNK):
+
+        def run(rows: np.ndarray) -> None:
             inputs: dict[str, Any] = model_inputs(features.take(rows))
             inputs["items"] = items[inputs["items"]]
             out[rows] = self._windows.run(["vector"], {k: v for k, v in inputs.items() if k in self._inputs})[0]
+
+        share = -(-len(features.lengths) // self._threads)
+        chunks = buckets(features.lengths, min(CHUNK, max(LEAST, share)))
+        list(self._pool.map(run, chunks) if self._pool and len(chunks) > 1 else map(run, chunks))
         out[~(features.items != UNKNOWN).any(1)] = 0
         return out
 

@@ -104,7 +104,7 @@ class Encoding(Section):
     tower: str = Field("static", description="`static` (shipped), or the folder of a tower (of a text model: extra `train`)")
     encoder: str = Field("baseline", description="`baseline`, `demo` (shipped, for the synthetic world), or the folder of a bundle")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="ONNX Runtime on `cpu`, torch on `cuda` (extra `gpu`); `auto` looks")
-    threads: int = Field(1, ge=1, description="Threads of ONNX Runtime")
+    threads: int = Field(1, ge=1, description="Threads that encode windows, beside the others of the process")
     fallback: Literal["none", "baseline"] = Field("none", description="While the encoder fails: events wait, or the baseline encodes")
     fallback_after_s: float = Field(30.0, ge=0, description="Seconds of failing after which the fallback steps in")
     window: int = Field(64, ge=1, le=512, description="Events kept per user: the newest")

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from encoder.bundle import (
     read_residuals,
 )
 from encoder.config import PRESETS, preset
-from encoder.features import ItemTable, featurize, model_inputs
+from encoder.features import Features, ItemTable, featurize, model_inputs
 from encoder.gpu import TorchEncoder
 from encoder.layers import Attention
 from encoder.model import SequenceEncoder
@@ -201,6 +203,26 @@ def test_residual(bundle: Path) -> None:
     known, unknown = encoder.project(items.vectors[[5, 5]], np.array([5, 0], np.uint64))
     assert not np.allclose(known, unknown, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm([known, unknown], axis=1), 1, atol=1e-5)
+
+
+def test_threads(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors are the same, and a failure is as loud, on several threads, of which each has windows of its own."""
+    items, one, three = table(), OnnxEncoder(open_bundle(bundle)), OnnxEncoder(open_bundle(bundle), 3)
+    many, on, run = featurize(WINDOWS * 40, items, 64), set[int](), model_inputs
+
+    def noted(features: Features) -> dict[str, np.ndarray]:
+        on.add(threading.get_ident())
+        time.sleep(0.01)  # so that nobody takes all
+        return run(features)
+
+    wanted = one.encode(many, items)
+    monkeypatch.setattr("encoder.runtime.model_inputs", noted)
+    np.testing.assert_allclose(three.encode(many, items), wanted, atol=1e-5)
+    assert len(on) == 3
+    np.testing.assert_allclose(three.encode(featurize(WINDOWS[:1], items, 64), items), wanted[:1], atol=1e-5)
+    monkeypatch.setattr("encoder.runtime.model_inputs", lambda features: {})
+    with pytest.raises(KeyError):
+        three.encode(many, items)
 
 
 def test_batch_is_each_alone(bundle: Path) -> None:
