@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common import bench, cpu, declared, events, kafka, median, record, send
 from streams.settings import Settings
@@ -27,19 +26,13 @@ def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Worke
         for n in range(count):
             found.append(WorkerProcess(folder, path, f"{settings.worker.prefix}-{n}"))
         share = settings.worker.partitions / count
-        wait_for("an even share of the tablets", lambda: all(w.is_ready() and value(w, "currents_tablets") == share for w in found), START_S)
+        wait_for("an even share of the tablets", lambda: all(w.is_ready() and w.metric("currents_tablets") == share for w in found), START_S)
         yield found
     finally:
         for w in found:
             w.process.terminate()
         for w in found:
             w.process.wait()
-
-
-def value(worker: WorkerProcess, name: str) -> float:
-    """Sum of a metric of a worker."""
-    families = text_string_to_metric_families(worker.get("/metrics").text)
-    return sum(s.value for f in families for s in f.samples if s.name == name)
 
 
 async def measure(bootstrap: str, folder: Path, count: int, total: int, encoder: str) -> tuple[float, float]:
@@ -50,7 +43,7 @@ async def measure(bootstrap: str, folder: Path, count: int, total: int, encoder:
             processes = [psutil.Process(w.process.pid) for w in them]
 
             def look() -> tuple[float, float, float]:
-                return time.perf_counter(), sum(value(w, "currents_folded_total") for w in them), sum(map(cpu, processes))
+                return time.perf_counter(), sum(w.metric("currents_folded_total") for w in them), sum(map(cpu, processes))
 
             await send(settings, settings.platforms[0].topic, rows)
             began, before, own = look()

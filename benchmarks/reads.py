@@ -17,7 +17,6 @@ import psutil
 import uvloop
 
 from benchmarks.common import bench, cpu, declared, events, kafka, load, record, send
-from benchmarks.processes import value
 from benchmarks.soak import Ages, edges
 from tests.kafka.processes import ReplicaProcess, WorkerProcess, wait_for
 
@@ -46,11 +45,11 @@ async def mixed(name: str, asked: WorkerProcess, worker: WorkerProcess, seconds:
     """Every mix of reads of one process, and meanwhile its CPU and how old the worker's profiles were."""
     process, ages, figures = psutil.Process(asked.process.pid), Ages(), {}
     for mix, (singles, batches) in MIXES.items():
-        ages.p99_ms(edges(worker))
+        ages.p99_ms(edges(worker.get("/metrics").text))
         before, began = cpu(process), time.perf_counter()
         found = await read(asked.url, singles, batches, seconds)
         found["its CPU"] = round((cpu(process) - before) / (time.perf_counter() - began), 2)
-        found["event age p99, at most"] = round(ages.p99_ms(edges(worker)))
+        found["event age p99, at most"] = round(ages.p99_ms(edges(worker.get("/metrics").text)))
         figures[f"{name}, {mix}"] = found
         print(mix, found, file=sys.stderr, flush=True)
     return figures
@@ -65,7 +64,7 @@ async def measure(bootstrap: str, folder: Path, seconds: float) -> dict[str, Any
         replica = ReplicaProcess(folder, config, "replica")
         flow: asyncio.subprocess.Process | None = None
         try:
-            await asyncio.to_thread(wait_for, "all events", lambda: worker.is_ready() and value(worker, "currents_folded_total") >= EVENTS, START_S)
+            await asyncio.to_thread(wait_for, "all events", lambda: worker.is_ready() and worker.metric("currents_folded_total") >= EVENTS, START_S)
             await asyncio.to_thread(replica.ready)
             flow = await load(settings, PER_SECOND, seconds * 4 * len(MIXES) + 60, USERS)
             await asyncio.sleep(3)

@@ -65,23 +65,23 @@ class Ages:
         return 1000 * edges[int(np.searchsorted(since, 0.99 * since[-1]))] if len(since) and since[-1] else 0.0
 
 
-def edges(worker: WorkerProcess) -> dict[float, float]:
-    """Ages of events so far: cumulated counts by upper edge, s."""
-    samples = (s for f in families(worker.get("/metrics").text) for s in f.samples)
+def edges(metrics: str) -> dict[float, float]:
+    """A worker's metrics -> ages of its events so far: cumulated counts by upper edge, s."""
+    samples = (s for f in families(metrics) for s in f.samples)
     return {float(s.labels["le"]): s.value for s in samples if s.name == "currents_event_age_seconds_bucket"}
 
 
 def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: float) -> Look:
     """Now."""
-    values = dict[str, float]()
-    for family in families(worker.get("/metrics").text):
+    values, metrics = dict[str, float](), worker.get("/metrics").text
+    for family in families(metrics):
         for sample in family.samples:
             if not sample.name.endswith("_created"):
                 values[sample.name] = values.get(sample.name, 0.0) + sample.value
     memory, handles = process.memory_info().rss / 2**20, process.num_fds()
     disk = sum(sizes(worker.data_dir)) / 2**20
     lag = values["currents_lag_records"]
-    return Look((time.monotonic() - began) / 60, memory, handles, disk, lag, ages.p99_ms(edges(worker)), values["currents_folded_total"])
+    return Look((time.monotonic() - began) / 60, memory, handles, disk, lag, ages.p99_ms(edges(metrics)), values["currents_folded_total"])
 
 
 def sizes(folder: Path) -> Iterator[int]:
