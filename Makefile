@@ -6,11 +6,16 @@ ON_ALL_CORES := -n logical --dist loadscope
 # Two tests at once, each with a broker of its own: much of their time is waiting.
 ON_TWO_BROKERS := -n 2 --durations 10
 
-.PHONY: demo test fast slow broker kafka check bench chaos encoder clean
+.PHONY: demo test lint fast slow broker kafka check coverage bench chaos encoder clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
-test: fast slow broker kafka
+test: lint fast slow broker kafka
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 fast: .venv/test.stamp
 	$(BIN)/pytest $(ON_ALL_CORES)
@@ -25,11 +30,11 @@ kafka: .venv/test.stamp
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "tests of tier kafka need java and mvn on the PATH"; exit 1; }
 	$(BIN)/pytest -m kafka $(ON_TWO_BROKERS) --dist worksteal
 
-check: .venv/test.stamp
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest $(ON_ALL_CORES)
+check: lint fast
+
+# What the fast tests reach, line by line: build/coverage/index.html.
+coverage: .venv/test.stamp
+	$(BIN)/pytest $(ON_ALL_CORES) --cov schemas --cov encoder --cov training --cov streams --cov-report term --cov-report html:build/coverage
 
 chaos: .venv/test.stamp
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }

@@ -15,7 +15,7 @@ from streams.cli import app
 from streams.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = {path.name: path.read_text() for path in DOCS}
 KEYS = {
     f"{name}.{key}": f"{ENV_PREFIX}{name.upper()}__{key.upper()}"
@@ -104,6 +104,6 @@ def test_file_tree() -> None:
 
 def test_metrics() -> None:
     """Every metric of a process is in docs/operations.md."""
-    source = "".join(path.read_text() for path in sorted((ROOT / "streams").glob("*.py")))
+    source = "".join(path.read_text() for path in sorted((ROOT / "streams").rglob("*.py")))
     for name in re.findall(r'"(currents_\w+)"', source):
         assert f"`{name}" in TEXT["operations.md"] or f"`{name}`" in TEXT["operations.md"], name

@@ -14,7 +14,24 @@ MAY = {
     "training": {"schemas", "encoder", "training"},
     "streams": {"schemas", "encoder", "streams"},
 }
-FILES = [path for package in MAY for path in sorted((ROOT / package).glob("*.py"))]
+FILES = [path for package in MAY for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """A file as it is called from the root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def package_of(path: Path) -> str:
+    """The package that a file belongs to, however deep."""
+    return path.relative_to(ROOT).parts[0]
+
+
+def test_packages_are_found() -> None:
+    """Every folder of a package is a package too: a wheel has only those."""
+    for package in MAY:
+        for path in (ROOT / package).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent.relative_to(ROOT)} has no __init__.py"
 
 
 def imported(path: Path) -> set[str]:
@@ -27,16 +44,16 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports(path: Path) -> None:
     """A file imports only from its own layer and those below."""
-    assert imported(path) & MAY.keys() <= MAY[path.parent.name]
+    assert imported(path) & MAY.keys() <= MAY[package_of(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_libraries(path: Path) -> None:
     """Schemas know neither Kafka nor torch, the encoder knows no Kafka, the live path no torch; Faust's inside stays in one file."""
-    used, layer = imported(path), path.parent.name
+    used, layer = imported(path), package_of(path)
     kafka, heavy = {"kafka", "aiokafka", "faust", "rocksdict"}, {"torch", "transformers", "onnx"}
     if layer in ("schemas", "encoder", "training"):
         assert not used & kafka
