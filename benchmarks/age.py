@@ -17,8 +17,8 @@ import uvloop
 
 from benchmarks.common import PARTITIONS, bench, cpu, kafka, load, median, record, working
 from benchmarks.job import fill, linked
-from streams.settings import Settings
-from streams.worker import Worker
+from streams.core.settings import Settings
+from streams.processes.worker import Worker
 
 SHARES, FIXED, SECONDS, WARM_S, USERS, RUNS, FLOOD = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0), (5000,), 25.0, 10.0, 20_000, 1, 30_000
 

@@ -18,11 +18,11 @@ import orjson
 import psutil
 from aiokafka import AIOKafkaProducer
 
-from streams.sending import partition_of
-from streams.settings import Settings, to_toml
-from streams.topics import asking, create
-from streams.worker import Worker, running
-from tests.apache import PROPERTIES, ApacheKafka
+from streams.core.settings import Settings, to_toml
+from streams.processes.worker import Worker, running
+from streams.transport.sender import partition_of
+from streams.transport.topics import asking, create
+from testkit.apache import PROPERTIES, ApacheKafka
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
 """Elsewhere for a try at a small size."""

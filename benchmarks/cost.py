@@ -29,14 +29,14 @@ from schemas.events import decode_event, encode_event
 from schemas.items import item_key, item_name
 from schemas.mapping import Mapper, PlatformMapping, Rejected
 from schemas.windows import Policy, fold, row_of
-from streams.items import ItemStore, item_rows
-from streams.lineup import Lineup
-from streams.normalise import map_events
-from streams.portrait import interests
-from streams.profiler import Profiler, style_of
-from streams.settings import Settings
-from streams.tablets import Tablet
-from tests.apache import ApacheKafka
+from streams.core.settings import Settings
+from streams.ingest.normalise import map_events
+from streams.profile.portrait import interests
+from streams.profile.profiler import Profiler, style_of
+from streams.releases.routing import Lineup
+from streams.state.item_store import ItemStore, item_rows
+from streams.state.tablets import Tablet
+from testkit.apache import ApacheKafka
 
 EVENTS, USERS, BATCH, RUNS = 40_000, 20_000, 4000, 3
 

@@ -21,11 +21,11 @@ from schemas.items import item_key
 from schemas.mapping import Mapper, PlatformMapping
 from schemas.profiles import decode_profile
 from schemas.windows import DTYPE, NO_DWELL, VERSION, Policy
-from streams.items import ItemStore, item_rows
-from streams.lineup import Lineup
-from streams.profiler import Profiler, style_of
-from streams.settings import Settings
-from streams.tablets import FAMILIES, Tablet
+from streams.core.settings import Settings
+from streams.profile.profiler import Profiler, style_of
+from streams.releases.routing import Lineup
+from streams.state.item_store import ItemStore, item_rows
+from streams.state.tablets import FAMILIES, Tablet
 
 USERS, BATCH, CACHE_MB = 200_000, 1000, 64
 

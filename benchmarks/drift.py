@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.common import record
 from schemas.events import Event
-from streams.drift import Drift, looks
-from streams.normalise import LOOKED_AT
+from streams.ingest.normalise import LOOKED_AT
+from streams.monitoring.drift import Drift, looks
 
 RUNS = 300
 DIMS, ITEMS, TESTED = 128, 20_000, 20

@@ -14,9 +14,9 @@ from benchmarks.research import food_kitchen, ml1m
 from benchmarks.runs import FOOD, ML1M, SEED, by_platform, figure, note, run
 from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, padded
-from encoder.gpu import TorchEncoder
 from encoder.model import SequenceEncoder
 from encoder.runtime import Encoder, OnnxEncoder
+from encoder.torch_encoder import TorchEncoder
 from schemas.windows import DTYPE, NO_DWELL
 from training.evaluate import rank
 from training.export import export

@@ -17,8 +17,8 @@ from benchmarks.runs import BRIEF, FOOD, ORDERS, SEED, Run, by_platform, err, fi
 from encoder.recipe import Recipe
 from encoder.runtime import load_encoder
 from encoder.towers import load_tower
-from streams.settings import Settings
-from streams.written import write_world
+from streams.core.settings import Settings
+from streams.offline.log_slices import write_world
 from training.batches import epoch
 from training.evaluate import rank
 from training.job import Job
@@ -114,7 +114,7 @@ def stale() -> None:
 
 def worldly() -> dict[str, Any]:
     """How much a profile loses by its age where events have times: the synthetic world, two events a user and day."""
-    settings = Settings(**tomllib.loads((files("streams") / "data" / "demo.toml").read_text()))
+    settings = Settings(**tomllib.loads((files("streams.demo") / "demo.toml").read_text()))
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder) / "world", 66_000, 1000, seed=3, days=30, end_ms=1_735_689_600_000)
         log, tower = Job(data=Path(folder) / "world", platforms=settings.platforms).load(err.print)

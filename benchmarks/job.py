@@ -20,9 +20,9 @@ import uvloop
 from benchmarks.common import ITEMS, bench, cpu, events, folded, kafka, record, send, working
 from benchmarks.disk import windows
 from schemas.items import item_key
-from streams.sending import partition_of
-from streams.tablets import FAMILIES, Tablet
-from streams.worker import Worker
+from streams.processes.worker import Worker
+from streams.state.tablets import FAMILIES, Tablet
+from streams.transport.sender import partition_of
 
 UNFINISHED = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions", "rocksdb.mem-table-flush-pending")
 USERS, EVENTS, LENGTH, LOT, THREADS = (1, 10, 100_000, 1_000_000), 40_000, 32, 5000, 2

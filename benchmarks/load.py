@@ -8,7 +8,7 @@ import time
 from aiokafka import AIOKafkaProducer
 
 from benchmarks.common import BEHAVIORS, ITEMS, PARTITIONS
-from streams.sending import partition_of
+from streams.transport.sender import partition_of
 
 TICK_S = 0.02
 

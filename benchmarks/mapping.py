@@ -7,7 +7,7 @@ import orjson
 from benchmarks.common import median, record
 from schemas.events import encode_event
 from schemas.mapping import Mapper, PlatformMapping, Rejected
-from tests.test_presets import CASES, NOW
+from tests.schemas.test_presets import CASES, NOW
 
 N, RUNS = 20_000, 5
 

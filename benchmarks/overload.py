@@ -24,11 +24,11 @@ from aiokafka import TopicPartition
 
 from benchmarks.common import ITEMS, PARTITIONS, RESULTS, bench, kafka, load, median, record, send, working
 from benchmarks.whole import sustained
-from streams.demo import settled
-from streams.restore import read_to_end, reader
-from streams.settings import Settings
-from streams.verify import offline_windows, wrong
-from streams.worker import Worker
+from streams.audit.windows import offline_windows, wrong
+from streams.core.settings import Settings
+from streams.demo.live import settled
+from streams.processes.worker import Worker
+from streams.state.restore import read_to_end, reader
 
 mpl.use("svg")
 from matplotlib import pyplot as plt

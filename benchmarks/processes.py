@@ -12,8 +12,8 @@ import psutil
 import uvloop
 
 from benchmarks.common import bench, cpu, declared, events, kafka, median, record, send
-from streams.settings import Settings
-from tests.kafka.processes import WorkerProcess, wait_for
+from streams.core.settings import Settings
+from testkit.processes import WorkerProcess, wait_for
 
 COUNTS, EVENTS, USERS, RUNS, START_S = (1, 2), 300_000, 20_000, 2, 300
 

@@ -18,7 +18,7 @@ import uvloop
 
 from benchmarks.common import bench, cpu, declared, events, kafka, load, record, send
 from benchmarks.soak import Ages, edges
-from tests.kafka.processes import ReplicaProcess, WorkerProcess, wait_for
+from testkit.processes import ReplicaProcess, WorkerProcess, wait_for
 
 USERS, EVENTS, PER_SECOND = 20_000, 200_000, 2000
 SINGLES, BATCHES, SECONDS, START_S = 1000, 50, 20, 300

@@ -15,7 +15,7 @@ import uvloop
 
 from benchmarks.common import bench, kafka, median, record, send, working
 from benchmarks.disk import profiler_of, windows
-from streams.settings import Settings
+from streams.core.settings import Settings
 
 USERS, RUNS, LOT = 100_000, 3, 5000
 

@@ -21,12 +21,12 @@ from encoder.towers import load_tower
 from schemas.events import encode_event
 from schemas.mapping import Mapper, Rejected
 from schemas.releases import Release
-from streams.items import item_rows
-from streams.releases import announce, candidate, promoted, read_history
-from streams.retraining import RetrainError, once
-from streams.settings import Settings
-from streams.topics import asking, create
-from streams.world import World
+from streams.core.settings import Settings
+from streams.demo.world import World
+from streams.offline.retraining import RetrainError, once
+from streams.releases.release_log import announce, candidate, promoted, read_history
+from streams.state.item_store import item_rows
+from streams.transport.topics import asking, create
 
 EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
 TRAINING: dict[str, Any] = {
@@ -55,7 +55,7 @@ def items(world: World, mappers: dict[str, Mapper], at_ms: int) -> Iterator[tupl
 
 def prepared(bootstrap: str, folder: Path, events: int, epochs: int) -> Settings:
     """Topics, and what `currents retrain` is told."""
-    platforms = tomllib.loads((files("streams") / "data" / "demo.toml").read_text())["platforms"]
+    platforms = tomllib.loads((files("streams.demo") / "demo.toml").read_text())["platforms"]
     told = {"folder": folder / "runs", "bundles": str(folder / "bundles"), "events": events, "min_events": 1000, "epochs": epochs}
     settings = Settings(
         kafka={"bootstrap": bootstrap}, worker={"prefix": f"r{time.time_ns()}", "partitions": 4}, platforms=platforms, training=TRAINING,

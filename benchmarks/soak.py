@@ -21,8 +21,8 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from benchmarks.common import RESULTS, bench, declared, load, record
-from tests.apache import PROPERTIES, ApacheKafka
-from tests.kafka.processes import WorkerProcess
+from testkit.apache import PROPERTIES, ApacheKafka
+from testkit.processes import WorkerProcess
 
 mpl.use("svg")
 from matplotlib import pyplot as plt

@@ -19,13 +19,13 @@ from benchmarks.common import PARTITIONS, bench, events, folded, kafka, load, re
 from encoder.features import featurize
 from encoder.runtime import load_encoder
 from schemas.releases import Release
-from streams import verify
-from streams.demo import settled
-from streams.published import check_vectors
-from streams.releases import announce
-from streams.settings import Settings
-from streams.worker import Worker
-from tests.bundles import variant
+from streams.audit import windows as verify
+from streams.audit.vectors import check_vectors
+from streams.core.settings import Settings
+from streams.demo.live import settled
+from streams.processes.worker import Worker
+from streams.releases.release_log import announce
+from testkit.bundles import variant
 
 WARM_S, CHUNK = 15, 64
 SERVED = "demo"

@@ -6,8 +6,8 @@ from benchmarks.common import bench, events, kafka, median, rate, record, send, 
 from benchmarks.systems.job import Stub
 from schemas.events import encode_event
 from schemas.mapping import Rejected
-from streams.lineup import Lineup
-from streams.normalise import mappers
+from streams.ingest.normalise import mappers
+from streams.releases.routing import Lineup
 
 N, USERS, RUNS = 200_000, 20_000, 3
 

@@ -1,6 +1,7 @@
 """Tastes drift, week by week; an encoder that is retrained every week beside one that is not, each tested on the week after. Plotted.
 
-Every week some more of the people take up another fashion (`streams/journeys.py`). The retraining is the product's own: warm start, alignment, gate.
+Every week some more of the people take up another fashion (`streams/demo/journeys.py`). The retraining is the product's own: warm start, alignment,
+gate.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from encoder.bundle import open_bundle
 from encoder.recipe import GateRules, Recipe
 from encoder.runtime import OnnxEncoder
 from schemas.windows import Policy
-from streams.settings import load
-from streams.world import World
+from streams.core.settings import load
+from streams.demo.world import World
 from training.evaluate import rank
 from training.job import Job, Retraining
 from training.metrics import METRICS
@@ -64,7 +65,7 @@ class Weeks:
     def data(self, weeks: range, where: Path) -> Path:
         """A folder of these weeks for training."""
         where.mkdir()
-        (where / "currents.toml").write_text((files("streams") / "data" / "demo.toml").read_text())
+        (where / "currents.toml").write_text((files("streams.demo") / "demo.toml").read_text())
         parts = [orjson.loads((self._folder / f"{n}.json").read_bytes()) for n in weeks if n >= 0]
         for platform, items in self.items.items():
             (where / f"{platform}.items.jsonl").write_bytes(b"\n".join(items) + b"\n")

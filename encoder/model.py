@@ -41,7 +41,7 @@ class SequenceEncoder(nn.Module, PyTorchModelHubMixin, library_name="currents"):
         for table in (self.platform, self.behavior):
             nn.init.normal_(table.weight, std=0.02)
         if config.body:
-            from encoder.pretrained import PretrainedBody
+            from encoder.pretrained_body import PretrainedBody
 
             self.body: nn.Module = PretrainedBody(config)
         else:

@@ -57,7 +57,7 @@ def load_encoder(name: str, item_space_id: str, item_dims: int, threads: int = 1
         if wanted != got:
             raise BundleError(f"bundle {name}: {what} = {got!r}, but the tower (encoding.tower) makes {wanted!r}")
     if device == "cuda" or (device == "auto" and WEIGHTS in manifest.files and _has_gpu()):
-        from encoder.gpu import TorchEncoder
+        from encoder.torch_encoder import TorchEncoder
 
         return TorchEncoder(bundle)
     return OnnxEncoder(bundle, threads)

@@ -9,7 +9,7 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
 from encoder.model import SequenceEncoder
-from encoder.pretrained import PretrainedBody, with_prefix
+from encoder.pretrained_body import PretrainedBody, with_prefix
 from encoder.recipe import Recipe
 from training.splits import DataError
 

@@ -167,7 +167,7 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
         "dims", "max_len", "dropout", "content", "platform", "behavior", "time", "distance", "start_at_mean", "residual_dropout")}  # fmt: skip
     config = preset(recipe.preset, data.catalogue.table.dims, residuals=int(residual.max(initial=0)), **same)
     if recipe.body:
-        from encoder.pretrained import with_pretrained_body
+        from encoder.pretrained_body import with_pretrained_body
 
         try:
             encoder = with_pretrained_body(config, recipe.body)

@@ -22,9 +22,9 @@ from benchmarks.systems.job import PLATFORM, POLICY, Job, Spec
 from schemas.events import encode_event
 from schemas.mapping import Rejected
 from schemas.profiles import decode_profile, unpack_vector
-from streams.normalise import mappers
-from streams.settings import Settings
-from streams.verify import latest, offline_windows, read_topic, wrong
+from streams.audit.windows import latest, offline_windows, read_topic, wrong
+from streams.core.settings import Settings
+from streams.ingest.normalise import mappers
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 BATCHED = 256  # windows that Quix Streams makes profiles of at once, gathered by hand

@@ -9,9 +9,9 @@ import uvloop
 
 from benchmarks.common import ITEMS, item, platform, send, working
 from benchmarks.systems.job import Clock, Spec, Stub, read_spec
-from streams.lineup import Lineup
-from streams.settings import Settings
-from streams.topics import asking, create
+from streams.core.settings import Settings
+from streams.releases.routing import Lineup
+from streams.transport.topics import asking, create
 
 
 def settings_of(spec: Spec) -> Settings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.errors import KafkaError
 
-from tests.apache import START_S, ApacheKafka, new_cluster_id
+from testkit.apache import START_S, ApacheKafka, new_cluster_id
 from tests.chaos.proxy import Network
 
 PROPERTIES = """

@@ -12,11 +12,11 @@ from schemas.deadletters import decode_dead_letter
 from schemas.events import encode_event
 from schemas.mapping import Rejected
 from schemas.profiles import decode_profile
-from streams import verify
-from streams.normalise import mappers
-from streams.published import check_vectors
-from streams.settings import Settings
-from tests.kafka.checking import is_event, profiles_wrong, read, tables_wrong
+from streams.audit import windows as verify
+from streams.audit.vectors import check_vectors
+from streams.core.settings import Settings
+from streams.ingest.normalise import mappers
+from testkit.checking import is_event, profiles_wrong, read, tables_wrong
 
 MAY_BE_UNTOLD = 0.005  # of the published rows
 Place = tuple[str, int, int]

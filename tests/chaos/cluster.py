@@ -19,12 +19,12 @@ import stamina
 from kafka import KafkaConsumer, TopicPartition
 
 from schemas.releases import Release
-from streams import verify
-from streams.faults import VARIABLE
-from streams.topics import BrokerError
+from streams.audit import windows as verify
+from streams.core.fault_points import VARIABLE
+from streams.transport.topics import BrokerError
+from testkit.cluster import Cluster
+from testkit.processes import HTTP, WorkerProcess, wait_for
 from tests.chaos.brokers import Brokers
-from tests.kafka.cluster import Cluster
-from tests.kafka.processes import HTTP, WorkerProcess, wait_for
 
 RESTART_S = 0.3
 SCRATCH_MB = 192

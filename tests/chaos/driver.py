@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 
 from encoder.towers import load_tower
 from schemas.releases import Release
-from tests.bundles import variant
+from testkit.bundles import variant
 from tests.chaos.brokers import Brokers
 from tests.chaos.checks import check
 from tests.chaos.cluster import ChaosCluster

@@ -10,7 +10,7 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from tests.kafka.load import plain
+from testkit.load import plain
 
 if TYPE_CHECKING:
     from tests.chaos.cluster import ChaosCluster

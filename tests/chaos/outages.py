@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tests.apache import ApacheKafka, free_port
-from tests.kafka.cluster import Cluster, Load
-from tests.kafka.processes import WorkerProcess, wait_for
+from testkit.apache import ApacheKafka, free_port
+from testkit.cluster import Cluster, Load
+from testkit.processes import WorkerProcess, wait_for
 
 AFTER_MS = 20_000
 """Silences that begin later after an event are not its doing."""

@@ -1,0 +1,285 @@
+"""The command line `currents`. Thin: every command is a call or two, and a user's mistake is one line on stderr."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from encoder.recipe import Compress
+from streams.commands.dead_letters import letters
+from streams.commands.releases import releases
+from streams.commands.terminal import Config, Json, err, out, print_json, progress
+from streams.commands.training import register
+from streams.core.settings import SettingsError, load, sources
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
+app.add_typer(letters, name="dead-letters")
+app.add_typer(releases, name="releases")
+register(app)
+
+Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")]
+
+
+def main() -> None:
+    """Run a command; exit status 1 and one line for whatever a user can mend."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except _problems() as error:
+        err.print(f"[bold red]currents:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _problems() -> tuple[type[Exception], ...]:
+    # Imported when something went wrong: a command like `settings` should not wait for the stream engine.
+    from encoder.bundle import BundleError
+    from encoder.towers import TowerError
+    from schemas.archive import ArchiveError
+    from streams.commands.profiles import QueryError
+    from streams.demo.embedded_broker import EmbeddedBrokerError
+    from streams.offline.retraining import RetrainError
+    from streams.releases.bundle_fetch import FetchError
+    from streams.releases.release_log import ReleaseError
+    from streams.state.rocksdb import StorageError
+    from streams.transport.clients import InputError
+    from streams.transport.topics import BrokerError
+
+    ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, ArchiveError, EmbeddedBrokerError, InputError, QueryError)
+    return (*ours, ReleaseError, FetchError, RetrainError, FileNotFoundError)
+
+
+@app.command()
+def worker(config: Config = None) -> None:
+    """Run a worker until SIGTERM."""
+    import uvloop
+
+    from streams.monitoring.logs import set_up_logging
+    from streams.processes.worker import run
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    uvloop.run(run(settings))
+
+
+@app.command()
+def serve(config: Config = None) -> None:
+    """Run a read replica of the profile changelog until SIGTERM."""
+    import uvloop
+
+    from streams.monitoring.logs import set_up_logging
+    from streams.processes.replica import run
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    uvloop.run(run(settings))
+
+
+@app.command()
+def archive(
+    once: Annotated[bool, typer.Option("--once", help="Up to the present end of the topics, then stop")] = False,
+    config: Config = None,
+) -> None:
+    """Write the unified topic, events and items, to Parquet until SIGTERM: each record once."""
+    from streams.monitoring.logs import set_up_logging
+    from streams.processes.archiver import run
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    print_json({"archived": run(settings, once)})
+
+
+@app.command()
+def retrain(
+    once: Annotated[bool, typer.Option("--once", help="One run now, or on with the one that was broken off; not by the schedule")] = False,
+    compress: Annotated[Compress, typer.Option(help="Once: a variant of what serves instead, in int8 or pruned, through the same gate")] = "",
+    config: Config = None,
+) -> None:
+    """A new release from the live log, gated, aligned and announced as a candidate: by the settings' schedule until SIGTERM."""
+    from streams.monitoring.logs import set_up_logging
+    from streams.offline.retraining import once as run
+    from streams.offline.retraining import scheduled
+
+    settings = load(config)
+    set_up_logging(settings.worker.log_level)
+    if once or compress:
+        print_json(run(settings, compress=compress))
+    else:
+        scheduled(settings, config)
+
+
+@app.command()
+def topics(
+    create: Annotated[bool, typer.Option("--create", help="Make what is missing, the platforms' topics too")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Say which topics there should be and what differs; exit status 1 if a worker could not run."""
+    from streams.transport.topics import asking, differences
+    from streams.transport.topics import create as make
+    from streams.transport.topics import topics as wanted
+
+    settings = load(config)
+    with asking(settings.kafka, 2) as client:
+        made = make(client, settings, platforms=True) if create else []
+        found = list(differences(client, settings))
+    rows: list[dict[str, Any]] = [
+        {"topic": t.name, "created": t.name in made, "differs": [w for d, w, _ in found if d.name == t.name]} for t in wanted(settings)
+    ]
+    if json:
+        print_json(rows)
+    else:
+        for row in rows:
+            out.print(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}", highlight=False)
+    raise typer.Exit(any(fatal for _, _, fatal in found))
+
+
+@app.command()
+def produce(
+    file: Annotated[str, typer.Argument(help="JSON lines; - for standard input")],
+    platform: Annotated[str, typer.Option(help="Which platform of the settings")],
+    items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
+    rate: Annotated[float, typer.Option(help="Records a second; 0 = as fast as it goes")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Send lines that are not JSON too")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Send events (or items) to a platform's topic, one JSON object a line."""
+    from streams.transport.clients import InputError
+    from streams.transport.clients import produce as send
+
+    settings = load(config)
+    if file != "-" and not Path(file).is_file():
+        raise InputError(f"{file}: no such file")
+    with progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
+        task = bar.add_task("")
+        n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
+    print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
+
+
+@app.command()
+def query(
+    user: Annotated[list[str], typer.Argument(help="User ids")],
+    vector: Annotated[bool, typer.Option("--vector", help="The interest vector too")] = False,
+    url: Url = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Current interests of users."""
+    from streams.commands.profiles import profiles, show_profile
+
+    rows = profiles(load(config), url, user, vector)
+    for row in rows:
+        print_json(row) if json else out.print(show_profile(row))
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Argument(help="User id")],
+    item: Annotated[list[str] | None, typer.Argument(help="Items as platform:item_id")] = None,
+    content: Annotated[Path | None, typer.Option(help="JSON file: a list of {id, title, text, categories}")] = None,
+    url: Url = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Items in the order of a user's interest."""
+    from streams.commands.profiles import ranking
+
+    row = ranking(load(config), url, user, item or [], content)
+    if json:
+        print_json(row)
+        return
+    table = Table("item", "score", box=None)
+    for ranked in row["ranked"]:
+        table.add_row(ranked["item"], f"{ranked['score']:+.3f}")
+    out.print(table)
+    if row["unknown"]:
+        out.print(f"without a vector: {', '.join(row['unknown'])}", highlight=False)
+
+
+@app.command()
+def tail(
+    user: Annotated[list[str] | None, typer.Argument(help="Only these users")] = None,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All profiles there are, then the new ones")] = False,
+    limit: Annotated[int, typer.Option(help="Stop after so many; 0 = never")] = 0,
+    of_releases: Annotated[bool, typer.Option("--releases", help="Follow the topic of releases instead")] = False,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Follow the profile changelog, one line a profile."""
+    from streams.commands.profiles import line, row_of
+    from streams.transport.clients import follow, follow_releases
+
+    if of_releases:
+        from streams.releases.names import row_of as release_row
+        from streams.releases.names import said
+
+        for n, record in enumerate(follow_releases(load(config), from_beginning), 1):
+            print_json(release_row(record)) if json else out.print(said(record), highlight=False, soft_wrap=True, markup=False)
+            if n == limit:
+                return
+    for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
+        print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
+        if n == limit:
+            return
+
+
+@app.command()
+def settings(json: Json = False, config: Config = None) -> None:
+    """The effective settings, each with where it comes from."""
+    rows = [{"key": k, "value": v, "source": s} for k, v, s in sources(load(config), config)]
+    if json:
+        print_json(rows)
+        return
+    table = Table("key", "value", "source", box=None)
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table)
+
+
+@app.command()
+def check(json: Json = False, config: Config = None) -> None:
+    """Broker, topics, bundle, disk: each with what to do; exit status 1 if one fails."""
+    from streams.commands.check import checks
+
+    rows = list(checks(load(config)))
+    if json:
+        print_json([row._asdict() for row in rows])
+    else:
+        for row in rows:
+            out.print(f"{'[green]ok  [/]' if row.ok else '[red]FAIL[/]'} {row.what}: ", end="")
+            out.print(row.says, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(not all(row.ok for row in rows))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(help="End by itself after so many seconds of events")] = None,
+    json: Json = False,
+    seed: int = 1,
+    rate: Annotated[float | None, typer.Option(help="Events a second; 1,000 by default")] = None,
+    users: Annotated[int | None, typer.Option(help="2,000 by default")] = None,
+    lifecycle: Annotated[
+        bool,
+        typer.Option("--lifecycle", help="Tastes drift, an encoder is trained from the log and takes over, two are kept out (extra `train`)"),
+    ] = False,
+) -> None:
+    """The whole path on an embedded broker with a synthetic world."""
+    from streams.demo.live import run_demo
+
+    if lifecycle:
+        from streams.demo.lifecycle import run_lifecycle
+
+        if rate is not None or users is not None:
+            raise SettingsError("demo --lifecycle: its story has a rate and users of its own: leave out --rate and --users")
+        raise typer.Exit(run_lifecycle(seconds, json, seed))
+    raise typer.Exit(run_demo(seconds, json, seed, 1000.0 if rate is None else rate, 2000 if users is None else users))
+
+
+if __name__ == "__main__":
+    main()

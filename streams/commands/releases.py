@@ -1,0 +1,196 @@
+"""`currents releases`: list, show, diff, try, promote, roll back. Each change is one record on the topic; workers follow it."""
+
+import asyncio
+import getpass
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from schemas.releases import Channel, Release
+from streams.commands.terminal import Config, Json, out, print_json
+from streams.core.settings import Settings, load
+from streams.releases.names import clock, encoder_of, fields, find, history_of, line, named, row_of
+
+releases = typer.Typer(no_args_is_help=True, help="Which encoder is served, which is on trial, and what to change about it.")
+
+Version = Annotated[str | None, typer.Argument(help="A version on the topic; by default the candidate")]
+Where = Annotated[str | None, typer.Option("--bundle", help="A bundle that is not announced yet: folder, URL, or baseline")]
+Why = Annotated[str, typer.Option("--why", help="For those who read the record later")]
+Check = Annotated[bool, typer.Option(help="Fetch and try the bundle here before the record is written")]
+
+
+@releases.command("list")
+def list_releases(
+    limit: Annotated[int, typer.Option(help="Newest shown")] = 20,
+    url: Annotated[str | None, typer.Option(help="A worker's query endpoint; from the settings by default")] = None,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Records of the topic, which of them count, and what a worker makes of them."""
+    from streams.commands.profiles import QueryError, health
+    from streams.releases.release_log import candidate, heads
+
+    settings = load(config)
+    history = history_of(settings)
+    counting = {a.offset for a in heads(history).values()}
+    waiting = candidate(history)
+    rows = [row_of(a) | {"counts": a.offset in counting} for a in history]
+    try:
+        worker: dict[str, Any] = health(settings, url)
+    except QueryError as error:
+        worker = {"status": "no answer", "why": str(error)}
+    if json:
+        print_json({"records": rows[-limit:], "candidate": waiting.version if waiting else None, "worker": worker})
+        return
+    table = Table("offset", "channel", "version", "state", "share", "at", "by", "why", box=None)
+    for a in history[-limit:]:
+        mark = "*" if a.offset in counting else " "
+        r = a.release
+        shown = [r.version, r.state, f"{r.share:.1%}", clock(r.at), r.by, r.why] if r else ["", "not valid", "", "", "", a.problem]
+        table.add_row(f"{a.offset}{mark}", a.channel, *shown)
+    out.print(table)
+    encoders = worker.get("encoders", {})
+    said = f"a worker serves {encoders.get('serving')}" if encoders else f"no worker answers: {worker.get('why', '')}"
+    if encoders.get("candidate"):
+        said += f", and tries {encoders['candidate']} on {encoders['share']:.1%} of its users"
+    out.print(said, highlight=False, soft_wrap=True, markup=False)
+    for what, why in worker.get("refused", {}).items():
+        out.print(f"refused: {what}: {why}", highlight=False, soft_wrap=True, markup=False)
+    for alarm in worker.get("drift", []):
+        out.print(f"not as it was: {alarm}", highlight=False, soft_wrap=True, markup=False)
+
+
+@releases.command("show")
+def show_release(version: Version = None, json: Json = False, config: Config = None) -> None:
+    """The newest record of a version, and what its bundle says of itself."""
+    from streams.releases.bundle_fetch import FetchError, digest_of
+
+    release = find(history_of(load(config)), version)
+    row = fields(release)
+    if release.bundle:
+        try:
+            digest, manifest = digest_of(release.bundle)
+            row |= {"manifest": manifest, "digest_fits": digest == release.digest}
+        except FetchError as error:
+            row["manifest"] = str(error)
+    if json:
+        print_json(row)
+        return
+    for key, value in row.items():
+        out.print(f"{key}: {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+@releases.command("diff")
+def diff_releases(
+    one: Annotated[str, typer.Argument(help="A version on the topic, or the folder or URL of a bundle, or baseline")],
+    other: Annotated[str, typer.Argument(help="The other one")],
+    users: Annotated[int, typer.Option(help="Sample")] = 200,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Two releases on the same users: how much their first ten items differ, which interests move, and which actions stand behind that."""
+    from streams.releases.comparison import compare, lines
+
+    settings = load(config)
+    history = history_of(settings)
+    with tempfile.TemporaryDirectory(prefix="currents-diff-") as folder:
+        pair = [encoder_of(settings, named(settings, history, name), Path(folder)) for name in (one, other)]
+        found = asyncio.run(compare(settings, pair[0], pair[1], users))
+    if json:
+        print_json(found)
+        return
+    for text in lines(found):
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@releases.command("try")
+def try_release(
+    version: Version = None,
+    bundle: Where = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Of the users, whom it encodes; 0 is shadow: measured, not published")] = 0.05,
+    why: Why = "",
+    check: Check = True,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Put a candidate on trial: as a canary, or in shadow with --share 0."""
+    from streams.releases.release_log import proposed
+
+    settings = load(config)
+    history = history_of(settings)
+    release = named(settings, history, bundle) if bundle else find(history, version)
+    state = "canary" if share else "shadow"
+    tried = msgspec.structs.replace(release, state=state, share=share, at=_now(), by=_me(), why=why)
+    _write(settings, "candidate", proposed(history, tried), check, json)
+
+
+@releases.command("promote")
+def promote_release(
+    version: Version = None, bundle: Where = None, why: Why = "", check: Check = True, json: Json = False, config: Config = None
+) -> None:
+    """Serve a release from now on: the candidate, a version on the topic, or a bundle."""
+    from streams.releases.release_log import promoted, serving
+
+    settings = load(config)
+    history = history_of(settings)
+    release = named(settings, history, bundle) if bundle else find(history, version)
+    before = "" if serving(history) else named(settings, history, settings.encoding.encoder).version
+    _write(settings, "serving", promoted(history, release, before, _me(), why, _now(), {}), check, json)
+
+
+@releases.command("rollback")
+def roll_back(
+    to: Annotated[str | None, typer.Option(help="A version that was served; the one before by default")] = None,
+    trial: Annotated[bool, typer.Option("--candidate", help="End the trial of the candidate instead; what is served stays")] = False,
+    why: Why = "",
+    check: Check = True,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Serve the earlier release again, as it was: nothing is trained."""
+    from streams.releases.release_log import ReleaseError, candidate, earlier, ended, restored, serving
+
+    settings = load(config)
+    history = history_of(settings)
+    if trial:
+        tried = candidate(history)
+        if tried is None:
+            raise ReleaseError("there is no candidate")
+        _write(settings, "candidate", ended(tried, _me(), why, _now(), {}), False, json)
+        return
+    found = earlier(history, to)
+    if found is None:  # served before anything was promoted: by the settings
+        found = named(settings, history, settings.encoding.encoder)
+        served = serving(history)
+        wanted = to or (served.previous if served else "")
+        if found.version != wanted:
+            raise ReleaseError(f"{wanted}: no record of it on the topic; `currents releases promote --bundle` serves any bundle")
+    _write(settings, "serving", restored(history, found, _me(), why, _now()), check, json)
+
+
+def _write(settings: Settings, channel: Channel, release: Release, check: bool, json: bool) -> None:
+    from streams.releases.release_log import announce
+
+    if check:
+        with tempfile.TemporaryDirectory(prefix="currents-release-") as folder:
+            encoder_of(settings, release, Path(folder))
+    offset = asyncio.run(announce(settings.kafka, settings.topic("releases"), channel, release))
+    row = {"offset": offset, "channel": channel, **fields(release)}
+    print_json(row) if json else out.print(f"{channel}: {line(release)} (record {offset})", highlight=False, markup=False, soft_wrap=True)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _me() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return socket.gethostname()

@@ -1,0 +1,1 @@
+"""What every process has: settings, tasks, signals, the clock, errors."""

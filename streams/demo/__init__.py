@@ -1,0 +1,1 @@
+"""The synthetic world and the demo; only the command line imports it."""

@@ -1,0 +1,1 @@
+"""Platform records -> unified events and item vectors; dead letters again."""

@@ -1,0 +1,157 @@
+"""Logs as files for training: slices of the unified topic or its archive, and the synthetic world."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas.archive import Archive, ArchiveError, newest, spans
+from schemas.events import UNIFIED_EVENTS, encode_event
+from schemas.items import UNIFIED_ITEMS, encode_item_vector
+from streams.core.cancel import stop
+from streams.core.settings import Settings
+from streams.demo.world import World
+from streams.state.restore import CHUNK, reader
+from streams.transport.clients import InputError, extent
+from streams.transport.topics import BrokerError
+
+Spans = dict[int, tuple[int, int]]
+"""Partition -> first offset, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A piece of the unified topic, or of its archive, that stays what it is."""
+
+    source: Literal["topic", "archive"]
+    events: Spans
+    items: Spans
+
+    @property
+    def count(self) -> int:
+        """Offsets of events: as many events as there are, at most."""
+        return sum(end - begin for begin, end in self.events.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """With partitions as JSON's keys."""
+        return {"source": self.source} | {k: {str(p): list(s) for p, s in sorted(getattr(self, k).items())} for k in ("events", "items")}
+
+
+def slice_of(row: dict[str, Any]) -> Slice:
+    """`as_json` back."""
+    events, items = ({int(p): (int(a), int(b)) for p, (a, b) in row[k].items()} for k in ("events", "items"))
+    return Slice(row["source"], events, items)
+
+
+def newest_slice(settings: Settings, source: Literal["topic", "archive"], most: int) -> Slice:
+    """All items, and of the events the newest offsets, `most` in all, evenly over the partitions. Raises BrokerError, ArchiveError."""
+    if source == "topic":
+        events, items = _spans(settings, "events"), _spans(settings, "item-vectors")
+    else:
+        archive = Archive(settings.archive.url)
+        if archive.about() is None:
+            raise ArchiveError(f"archive.url = {settings.archive.url!r}: no archive there; run `currents archive`")
+        events, items = spans(archive.batches("events")), spans(archive.batches("items"))
+    each = -(-most // max(len(events), 1))
+    return Slice(source, {p: (max(a, b - each), b) for p, (a, b) in events.items()}, items)
+
+
+def write_slice(settings: Settings, what: Slice, folder: Path) -> None:
+    """Its events, and the newest vector of every item, as training reads them. Raises BrokerError, ArchiveError."""
+    if what.source == "archive":
+        archive = Archive(settings.archive.url)
+        _write(folder / UNIFIED_EVENTS, (encode_event(e) for e in archive.events(what.events)))
+        _write(folder / UNIFIED_ITEMS, map(encode_item_vector, newest(archive.items(what.items))))
+        return
+    _write(folder / UNIFIED_EVENTS, (value for _, value in _values(settings, "events", what.events) if value is not None))
+    _write(folder / UNIFIED_ITEMS, newest(_values(settings, "item-vectors", what.items)))
+
+
+def write_topic(settings: Settings, data: str, folder: Path) -> None:
+    """`topic` or `topic:FROM-TO`: events of the unified topic by offsets of each partition, and all items. Raises InputError."""
+    low, high = 0, None
+    _, _, span = data.partition(":")
+    if span:
+        try:
+            begin, end = span.split("-")
+            low, high = int(begin or 0), int(end) if end else None
+        except ValueError:
+            raise InputError(f"{data}: want topic or topic:FROM-TO with whole numbers") from None
+    events = {p: (max(low, a), b if high is None else min(high, b)) for p, (a, b) in _spans(settings, "events").items()}
+    write_slice(settings, Slice("topic", events, _spans(settings, "item-vectors")), folder)
+
+
+def _spans(settings: Settings, topic: str) -> Spans:
+    return {tp.partition: span for tp, span in extent(settings, [settings.topic(topic)]).items()}
+
+
+def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[bytes | None, bytes | None]]:
+    """Keys and values by partition and offset. Raises BrokerError."""
+    stream = _lots(settings, settings.topic(topic), spans)
+
+    async def following() -> list[tuple[bytes | None, bytes | None]]:
+        return await anext(stream, [])
+
+    with asyncio.Runner() as loop:
+        try:
+            while lot := loop.run(following()):
+                yield from lot
+        finally:
+            loop.run(stream.aclose())
+
+
+async def _lots(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[tuple[bytes | None, bytes | None]], None]:
+    """The same, some at once; none of these lots is empty."""
+    client = reader(settings.kafka)
+    try:
+        await client.start()
+        for partition, (begin, end) in sorted(spans.items()):  # one after the other: the log is read once, and simply
+            if begin >= end:
+                continue
+            tp = TopicPartition(topic, partition)
+            client.assign([tp])
+            client.seek(tp, begin)
+            while await client.position(tp) < end:
+                for records in (await client.getmany(tp, timeout_ms=1000, max_records=CHUNK)).values():
+                    if lot := [(r.key, r.value) for r in records if r.offset < end]:
+                        yield lot
+    except KafkaError as error:
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {error}") from None
+    finally:
+        await stop(client)
+
+
+def _write(path: Path, values: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(values)
+
+
+def write_world(folder: Path, events: int, users: int, seed: int, days: float, catalogue_seed: int = 1, end_ms: int | None = None) -> dict[str, int]:
+    """Files of the synthetic world up to `end_ms`, now by default: events (broken ones left out), items, currents.toml; returns how many."""
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "currents.toml").write_text((files("streams.demo") / "demo.toml").read_text())
+    made, step = World(seed, users, catalogue_seed=catalogue_seed), days * 86_400_000 / max(events, 1)
+    end_ms = time.time_ns() // 1_000_000 if end_ms is None else end_ms
+    counts = {"events": 0, "items": 0}
+    lines: dict[tuple[str, str], list[bytes]] = {}
+    for platform, _, value in made.items():
+        lines.setdefault((platform, "items"), []).append(value)
+        counts["items"] += 1
+    clock: Callable[[], int] = lambda: int(end_ms - (events - counts["events"]) * step)  # noqa: E731
+    stream = made.events(clock)
+    while counts["events"] < events:
+        event = next(stream)
+        if event.kind != "bad" and event.value is not None:
+            lines.setdefault((event.platform, "events"), []).append(event.value)
+            counts["events"] += 1
+    for (platform, what), rows in lines.items():
+        (folder / f"{platform}.{what}.jsonl").write_bytes(b"\n".join(rows) + b"\n")
+    return counts

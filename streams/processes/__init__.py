@@ -1,0 +1,1 @@
+"""What runs: worker, replica, archiver."""

@@ -1,0 +1,109 @@
+"""Everything of one worker about releases: which encoders it has, how users go over to others, what arriving events say of them, who ends a trial."""
+
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from encoder.runtime import Encoder, load_encoder
+from encoder.towers import Tower
+from schemas.releases import Release
+from streams.core.settings import Settings
+from streams.monitoring.drift import Drift
+from streams.monitoring.metrics import Metrics
+from streams.profile.reencode import Reencoder
+from streams.profile.update import Updater
+from streams.releases.bundle_fetch import load_release, opening
+from streams.releases.canary_controller import Decider
+from streams.releases.canary_rules import Sums, interval
+from streams.releases.hot_swap import Swapper
+from streams.releases.online_eval import Observer
+from streams.releases.release_log import Announced, serving
+from streams.releases.routing import Lineup
+from streams.state.item_store import ItemStore
+from streams.state.tablets import Tablets
+from streams.transport.sender import Sender
+
+log = logging.getLogger("currents.releases")
+
+
+class Lifecycle:
+    """`releases`: the topic as it is; empty where it is not followed. Raises BundleError where no encoder can be begun with."""
+
+    def __init__(self, settings: Settings, releases: Sequence[Announced], tower: Tower, store: ItemStore, pool: Executor, metrics: Metrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        e, r, cache = settings.encoding, settings.releases, Path(settings.worker.data_dir) / "bundles"
+
+        def load(release: Release, beside: Encoder | None = None) -> Encoder:
+            return load_release(release, cache, tower.space_id, tower.dims, e.threads, e.device, beside)
+
+        wanted, release = serving(releases), None
+        if wanted is None:
+            encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, e.device)
+        else:
+            encoder, release = opening(wanted, cache, load)
+        self.swapper = Swapper(Lineup(encoder), releases, load, store.table, pool, metrics, cache, r.retry_s)
+        if release is not None:
+            self.swapper.began(release)
+        names = {p.code: p.name for p in settings.platforms}
+        self.observer = Observer(store, self.lineup, e.policy, names, metrics, r.observed_per_s)
+        d = settings.drift
+        self.drift = Drift(d.window_s, d.reference_h, d.psi, d.share, d.alpha, d.least, self._drifted)
+        self.observer.drift = self.drift
+
+    def _drifted(self, what: str, of: str, psi: float, alarm: bool) -> None:
+        self._metrics.drift.labels(what, of).set(psi)
+        self._metrics.drift_alarm.labels(what, of).set(alarm)
+
+    def lineup(self) -> Lineup:
+        """The encoders as they are now."""
+        return self.swapper.lineup
+
+    def candidate_failed(self, error: Exception) -> None:
+        """The candidate could not encode a batch."""
+        if (tried := self.lineup().candidate) is not None:
+            self._metrics.candidate_failures.labels(tried.version).inc()
+        self.observer.failed()
+        log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
+
+    def join(self, tablets: Tablets, updater: Updater, sender: Sender, pressed: Callable[[], bool], url: str) -> Reencoder:
+        """Put it beside a worker's other parts. `pressed`: whether live events wait; returns who encodes users again."""
+        s, m = self._settings, self._metrics
+        again = Reencoder(tablets, updater, self.lineup, m, s.releases.reencode_per_s, pressed, self.swapper.forget_older)
+        self.swapper.switched = again.switched
+        updater.observer = self.observer if s.releases.observed_per_s else None
+        self._reencoder = again
+        self._decider = Decider(self.swapper, self.observer, tablets, sender, s.topic("releases"), f"worker {url}", s.releases.rules)
+        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", again.pending)
+        m.gauge("currents_trial_events", "Events on which candidate and serving encoder were compared", lambda: self._seen().events)
+        m.gauge("currents_trial_low", "Hit rate of the candidate minus the serving one's: lower bound", lambda: self._bounds()[0])
+        m.gauge("currents_trial_high", "The same: upper bound", lambda: self._bounds()[1])
+        m.gauge("currents_trial_timed_batches", "Batches on which both were timed", lambda: len(self._delays()))
+        text = "By how much older half of the batches' profiles would be with the candidate alone"
+        m.gauge("currents_trial_later_seconds", text, lambda: median(self._delays() or [0.0]) / 1000)
+        return again
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs for as long as the worker."""
+        s, found = self._settings, [self._reencoder.forever()]
+        if s.follows():
+            found.append(self.swapper.follow(s.kafka, s.topic("releases")))
+            if s.releases.decide:
+                found.append(self._decider.forever())
+        return found
+
+    def health(self) -> dict[str, Any]:
+        """Which encoders there are, and which releases were refused and why."""
+        return {"encoders": self.lineup().health(), "refused": self.swapper.refused, "drift": self.drift.alarms()}
+
+    def _seen(self) -> Sums:
+        return self.observer.trial.whole if self.observer.trial is not None else Sums()
+
+    def _bounds(self) -> tuple[float, float]:
+        rules = self._settings.releases.rules
+        return interval(self._seen(), rules.alpha, rules.least)
+
+    def _delays(self) -> list[float]:
+        return self.observer.trial.delays if self.observer.trial is not None else []

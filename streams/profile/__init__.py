@@ -1,0 +1,1 @@
+"""Windows -> profiles, written and published."""

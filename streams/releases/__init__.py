@@ -1,0 +1,1 @@
+"""Which encoder serves whom, and how that changes."""

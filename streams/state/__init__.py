@@ -1,0 +1,1 @@
+"""RocksDB: tablets and items, and how they are rebuilt."""

@@ -1,0 +1,252 @@
+"""Tablets from their changelogs: a bulk reader, beside Faust, that goes straight into write batches."""
+
+import asyncio
+import logging
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+from aiokafka.helpers import create_ssl_context
+
+from encoder.features import UNKNOWN, ItemTable
+from schemas.profiles import is_by, is_of, unknown_items
+from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
+from streams.core.cancel import stop, to_thread
+from streams.core.fault_points import point
+from streams.core.settings import Kafka
+from streams.state.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes, now_ms
+from streams.transport.light_records import LightConsumer
+
+log = logging.getLogger("currents.restore")
+CHUNK = 20_000  # records of one read
+FETCH_BYTES = 1 << 20  # of a partition at once: larger ones are slower, for every one is memory that is new to the process
+NOTHING_MS = 10
+"""How long a restore waits for rows before it asks whether there are any: most find none, and the tablet's users wait for it."""
+MOST_SEEN = 250_000  # windows of a tablet whose outline is remembered while it is restored: some 45 MB
+_ROW = struct.Struct(f"{ROW_BYTES}s")
+Outline = tuple[int, int] | None
+"""(time of the newest event in ms, number of events) of a window; None where there is none."""
+
+
+def reader(kafka: Kafka, reset: str = "earliest", wait_ms: int = 100) -> AIOKafkaConsumer:
+    """A consumer without group, for reading whole partitions.
+
+    `reset`: what an offset that the log does not have leads to. `wait_ms`: how long the broker holds a fetch that finds nothing.
+    """
+    return LightConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
+                         max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=wait_ms)  # fmt: skip
+
+
+def aio_config(kafka: Kafka) -> dict[str, Any]:
+    """Connection arguments for aiokafka."""
+    config: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap, "security_protocol": kafka.security_protocol}
+    if kafka.security_protocol.endswith("SSL"):
+        config["ssl_context"] = create_ssl_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
+    if kafka.sasl_password:
+        config |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": kafka.sasl_username}
+        config["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
+    return config
+
+
+async def answers(kafka: Kafka, seconds: float) -> bool:
+    """Whether any broker answers in time."""
+    client = AIOKafkaClient(**aio_config(kafka))
+    try:
+        await asyncio.wait_for(client.bootstrap(), seconds)
+        return True
+    except (KafkaError, OSError, TimeoutError):
+        return False
+    finally:
+        await client.close()
+
+
+async def read_to_end(
+    consumer: AIOKafkaConsumer, start: dict[TopicPartition, int], wait_ms: int = 200
+) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
+    """Records of each partition from its start offset to the end of the log as it is when reached.
+
+    The end is the high watermark of the fetch responses: the only figure that every broker gets right.
+    """
+    consumer.assign(list(start))
+    for tp, offset in start.items():
+        consumer.seek(tp, offset)
+    todo = set(start)
+    while todo:
+        for tp, records in (await consumer.getmany(*todo, timeout_ms=wait_ms, max_records=CHUNK)).items():
+            yield tp, records
+        for tp in list(todo):
+            end = consumer.highwater(tp)
+            if end is not None and await consumer.position(tp) >= end:
+                todo.discard(tp)
+
+
+async def restore(
+    tablet: Tablet,
+    tablets: Tablets,
+    kafka: Kafka,
+    topics: tuple[str, str],
+    table: ItemTable,
+    policy: Policy,
+    count: Callable[[int], None],
+    fallback: str | None = None,
+) -> list[bytes]:
+    """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
+
+    Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
+    replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
+    Users whose profile is of the encoder `fallback` wait for the right one. Whom it returns it notes as owed, until they are published again.
+    """
+    began, rows, last = time.perf_counter(), 0, dict[str, int]()
+    short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
+    consumer = reader(kafka, wait_ms=NOTHING_MS)
+    await consumer.start()
+    try:
+        parts = [TopicPartition(name, tablet.partition) for name in topics]
+        first, end = await asyncio.gather(consumer.beginning_offsets(parts), consumer.end_offsets(parts))
+        have = {tp: tablet.offset(tp.topic) for tp in parts}
+        if any(at and (now_ms() - at > STALE_MS or not first[tp] <= offset + 1 <= end[tp]) for tp, (offset, at) in have.items()):
+            log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
+            tablets.wipe(tablet)
+            have = dict.fromkeys(parts, (-1, 0))
+        seen = Seen(empty=next(tablet.scan("windows"), None) is None)
+        steps = (
+            partial(put_windows, short=short, policy=policy, seen=seen),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}, seen=seen),
+        )
+        for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
+            start = max(have[tp][0] + 1, first[tp])
+            async for _, records in read_to_end(consumer, {tp: start}, NOTHING_MS):
+                last[tp.topic] = records[-1].offset
+                await to_thread(put, tablet, records, offsets={tp.topic: last[tp.topic]})
+                rows += len(records)
+                count(len(records))
+                point("in-restore")
+        wrong = sorted({*short, *stale, *tablet.waiting(OWED)})
+        tablet.write(waiting=[(OWED, user) for user in wrong], offsets=last, now_ms=now_ms())  # at once: no row is skipped whose user is not noted
+    finally:
+        await stop(consumer)
+    log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
+    if wrong:
+        log.warning("tablet %d: the last rows of %d users are not right, or may not be: publishing them again", tablet.partition, len(wrong))
+    return wrong
+
+
+class Seen:
+    """The outlines of the windows that a restore put into an empty tablet, so that they are not read again. Forgets all beyond MOST_SEEN."""
+
+    def __init__(self, empty: bool = False) -> None:
+        self._outlines: dict[bytes, Outline] | None = {} if empty else None
+
+    def windows(self, tablet: Tablet, users: list[bytes]) -> dict[bytes, bytes | None]:
+        """What the tablet has of these users. Who was not seen has nothing."""
+        there = users if self._outlines is None else [u for u in users if u in self._outlines]
+        return {**dict.fromkeys(users), **dict(zip(there, tablet.windows(there), strict=True))}
+
+    def put(self, windows: Mapping[bytes, bytes | None]) -> None:
+        """These are the tablet's now."""
+        if self._outlines is not None:
+            self._outlines.update((user, outline(window)) for user, window in windows.items())
+            if len(self._outlines) > MOST_SEEN:
+                self._outlines = None
+
+    def outlines(self, tablet: Tablet, users: list[bytes]) -> list[Outline]:
+        """Of the windows that the tablet has of these users."""
+        if self._outlines is None:
+            return [outline(window) for window in tablet.windows(users)]
+        return [self._outlines.get(user) for user in users]
+
+
+def outline(window: bytes | None) -> Outline:
+    """Of one window."""
+    return (newest_ms(window), (len(window) - 1) // ROW_BYTES) if window else None
+
+
+def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], policy: Policy, offsets: dict[str, int], seen: Seen | None = None) -> None:
+    """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others.
+
+    `offsets` are noted where nobody is short: who goes on from there would not hear of them.
+    """
+    seen = seen or Seen()
+    found = seen.windows(tablet, list({r.key for r in records}))
+    for record in records:
+        key, new = record.key, record.value
+        old = found[key]
+        whole = new if new is None else check(new) if old is None else merge(old, new, policy)
+        found[key] = whole
+        (short.discard if whole == new else short.add)(key)
+    tablet.write(windows=found.items(), offsets=None if short else offsets, now_ms=now_ms())
+    seen.put(found)
+
+
+def put_profiles(
+    tablet: Tablet,
+    records: Sequence[Any],
+    stale: set[bytes],
+    table: ItemTable,
+    offsets: dict[str, int],
+    fallback: str | None = None,
+    noted: dict[bytes, list[bytes]] | None = None,
+    seen: Seen | None = None,
+) -> None:
+    """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
+
+    `offsets` are noted where nobody is stale.
+    A row that counts unknown items: they are looked for in the window, and the user is noted as one who waits for them.
+    A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
+    A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
+    theirs takes that back.
+    """
+    latest = {r.key: r.value for r in records}
+    users, late, lacking = list(latest), list[tuple[bytes, bytes]](), dict[bytes, int]()
+    for user, shape in zip(users, (seen or Seen()).outlines(tablet, users), strict=True):
+        profile = latest[user]
+        right = shape is None or not profile or is_of(profile, *shape)
+        (stale.discard if right else stale.add)(user)
+        if right and shape and profile and (unknown := unknown_items(profile)):
+            lacking[user] = unknown
+        if fallback and profile and is_by(profile, fallback):
+            late.append((FALLBACK, user))
+    windows = dict(zip(lacking, tablet.windows(list(lacking)), strict=True))
+    for user, window in windows.items():
+        keys = np.frombuffer(window[1:] if window else b"", DTYPE)["item_key"]
+        known = keys[table.index(keys) != UNKNOWN]
+        if len(keys) - len(known) < lacking[user]:
+            late.append((key_bytes(int(known[0])), user))
+    earlier = {} if noted is None else {user: noted.pop(user) for user in users if user in noted}
+    still = set(late)
+    over = [(key, user) for user, keys in earlier.items() for key in keys if (key, user) not in still]
+    if noted is not None:
+        for key, user in late:
+            noted.setdefault(user, []).append(key)
+    waiting = [*late, *awaited(windows, table)]
+    tablet.write(profiles=latest.items(), waiting=waiting, arrived=over, offsets=None if stale else offsets, now_ms=now_ms())
+
+
+def merge(old: bytes, new: bytes, policy: Policy) -> bytes:
+    """What the policy keeps of two windows of one user. Almost always `new` continues `old`, and that is seen without a fold."""
+    if new.startswith(old):
+        return new
+    if policy.per_platform or policy.strong:  # evicted rows may be from anywhere in `old`: those that `new` lacks are tried again
+        lacking = set(_ROW.iter_unpack(check(old)[1:])) - set(_ROW.iter_unpack(check(new)[1:]))
+        return fold(new, (row for (row,) in lacking), policy) if lacking else new
+    at = old.find(new[1 : 1 + ROW_BYTES], 1)
+    if at > 0 and (at - 1) % ROW_BYTES == 0 and len(new) > policy.overall * ROW_BYTES and new.startswith(old[at:], 1):
+        return new  # full: what it lacks was evicted
+    return fold(check(new), (old[i : i + ROW_BYTES] for i in range(1, len(check(old)), ROW_BYTES)), policy)
+
+
+def awaited(windows: Mapping[bytes, bytes | None], table: ItemTable) -> list[tuple[bytes, bytes]]:
+    """(8-byte item key, user) for every item of these windows that has no vector."""
+    users = [u for u, w in windows.items() if w]
+    bodies = [check(w)[1:] for w in windows.values() if w]
+    keys = np.frombuffer(b"".join(bodies), DTYPE)["item_key"]
+    unknown = np.flatnonzero(table.index(keys) == UNKNOWN)
+    owner = np.repeat(np.arange(len(users)), [len(b) // ROW_BYTES for b in bodies])[unknown]
+    pairs = set(zip(keys[unknown].tolist(), owner.tolist(), strict=True))
+    return [(key_bytes(key), users[n]) for key, n in pairs]

@@ -1,0 +1,116 @@
+"""The check of everything that a cluster keeps against what the log says it should be."""
+
+import asyncio
+import math
+import time
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from encoder.runtime import load_encoder
+from encoder.towers import load_tower
+from schemas.events import decode_event
+from schemas.profiles import decode_profile, unpack_vector
+from streams.audit import windows as verify
+from streams.core.settings import Settings
+from streams.profile.profiler import Profiler, style_of
+from streams.releases.routing import Lineup
+from streams.state.item_store import ItemStore
+from streams.state.tablets import Tablet
+from streams.transport.sender import partition_of
+
+RIGHT = {"windows_wrong": 0, "profiles_wrong": 0, "window_tables_wrong": 0, "profile_tables_wrong": 0, "not_committed": 0}
+FLOAT16 = 1e-3
+CLOCKS = ("updated_at", "received_at")  # differ from one encoding of the same window to the next
+
+
+def read(settings: Settings, name: str) -> list[Any]:
+    """Every record of one of Currents' own topics."""
+    return asyncio.run(verify.read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
+
+
+def is_event(record: Any) -> bool:
+    """Whether a record of the unified topic is one that a worker takes."""
+    try:
+        return decode_event(record.value or b"").user_id.encode() == record.key
+    except ValueError:
+        return False
+
+
+def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, left: Collection[Path] = ()) -> dict[str, int]:
+    """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped.
+
+    `left`: of workers whose tablets another one took, and may have published a user again to be sure.
+    """
+    names = {p.code: p.name for p in settings.platforms}
+    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
+    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    return {
+        "windows_wrong": verify.wrong(expected, windows),
+        "profiles_wrong": profiles_wrong(settings, expected, profiles, folder, [settings.encoding.encoder]),
+        **tables_wrong(settings, tables, windows, profiles, left),
+    }
+
+
+def tables_wrong(
+    settings: Settings, tables: Mapping[Path, set[int]], windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], left: Collection[Path] = ()
+) -> dict[str, int]:
+    """How many rows of tablets differ from what the changelogs say; of those `left` but for the clock."""
+    wrong = {"windows": 0, "profiles": 0}
+    for data_dir, partitions in tables.items():
+        for p in partitions:
+            tablet = Tablet(p, data_dir / f"tablet-{p}")
+            for name, changelog in (("windows", windows), ("profiles", profiles)):
+                mine = {u: row for u, row in changelog.items() if partition_of(u, settings.worker.partitions) == p}
+                found = dict(tablet.scan(name))
+                if name == "profiles" and data_dir in left:
+                    found |= {u: mine[u] for u, row in found.items() if u in mine and same(row, mine[u])}
+                wrong[name] += verify.wrong(mine, found)
+            tablet.close()
+    return {"window_tables_wrong": wrong["windows"], "profile_tables_wrong": wrong["profiles"]}
+
+
+def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], folder: Path, encoders: Iterable[str]) -> int:
+    """Profiles that are not what the encoder that they name, one of `encoders`, and the portrait make of their window, given all items."""
+    tower = load_tower(settings.encoding.tower)
+    store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
+    store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
+    versions = {u: decode_profile(p).encoder_version for u, p in profiles.items()}
+    right = set[bytes]()
+    for name in encoders:
+        lineup = Lineup(load_encoder(name, tower.space_id, tower.dims))
+        users = sorted(u for u in windows if versions.get(u) == lineup.serving.version)
+        profiler = Profiler(partial(Lineup, lineup.serving), store, style_of(settings), settings.encoding.policy)
+        made = profiler(users, [windows[u] for u in users], [0] * len(users), 0)[0] if users else []
+        right |= {u for u, row in zip(users, made, strict=True) if same(row, profiles[u])}
+        for user, row in [pair for pair in zip(users, made, strict=True) if pair[0] not in right][:2]:
+            print("want", msgpack.unpackb(row), "\n got", msgpack.unpackb(profiles[user]))
+    store.close()
+    return len((windows.keys() | profiles.keys()) - right)
+
+
+def same(one: bytes, other: bytes) -> bool:
+    """Equal but for the clock and the last bit of float16."""
+    a, b = decode_profile(one), decode_profile(other)
+    if not np.allclose(unpack_vector(a.vector), unpack_vector(b.vector), atol=FLOAT16):
+        return False
+    x, y = msgpack.unpackb(one), msgpack.unpackb(other)
+    for row in (x, y):
+        for field in ("vector", *CLOCKS):
+            del row[field]
+    return close(x, y)
+
+
+def close(x: Any, y: Any) -> bool:
+    """Equal, floats nearly: the order of a sum is not part of the contract."""
+    if isinstance(x, float) and isinstance(y, float):
+        return math.isclose(x, y, abs_tol=FLOAT16)
+    if isinstance(x, dict) and isinstance(y, dict):
+        return x.keys() == y.keys() and all(close(x[k], y[k]) for k in x)
+    if isinstance(x, list) and isinstance(y, list):
+        return len(x) == len(y) and all(map(close, x, y))
+    return bool(x == y)

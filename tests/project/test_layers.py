@@ -1,0 +1,77 @@
+"""Imports run one way: schemas <- encoder <- training, streams; and a CPU worker stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY = {
+    "schemas": {"schemas"},
+    "encoder": {"schemas", "encoder"},
+    "training": {"schemas", "encoder", "training"},
+    "streams": {"schemas", "encoder", "streams"},
+}
+FILES = [path for package in MAY for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """A file as it is called from the root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def package_of(path: Path) -> str:
+    """The package that a file belongs to, however deep."""
+    return path.relative_to(ROOT).parts[0]
+
+
+def test_packages_are_found() -> None:
+    """Every folder of a package is a package too: a wheel has only those."""
+    for package in MAY:
+        for path in (ROOT / package).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent.relative_to(ROOT)} has no __init__.py"
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports(path: Path) -> None:
+    """A file imports only from its own layer and those below."""
+    assert imported(path) & MAY.keys() <= MAY[package_of(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_libraries(path: Path) -> None:
+    """Schemas know neither Kafka nor torch, the encoder knows no Kafka, the live path no torch; Faust's inside stays in one file."""
+    used, layer = imported(path), package_of(path)
+    kafka, heavy = {"kafka", "aiokafka", "faust", "rocksdict"}, {"torch", "transformers", "onnx"}
+    if layer in ("schemas", "encoder", "training"):
+        assert not used & kafka
+    if layer == "schemas":
+        assert not used & (heavy | {"onnxruntime", "model2vec"})
+    if layer == "streams":
+        assert not used & heavy
+        assert "faust" not in used or path.name in ("faust_batches.py", "faust_app.py")
+
+
+def test_worker_is_light() -> None:
+    """A worker with the shipped tower and either encoder never imports torch or transformers."""
+    code = (
+        "import sys; import streams.processes.worker, streams.commands.main, streams.demo.live;"
+        "from encoder.towers import load_tower; from encoder.runtime import load_encoder;"
+        "t = load_tower('static'); assert t.encode(['green tea']).any();"
+        "load_encoder('baseline', t.space_id, t.dims); load_encoder('demo', t.space_id, t.dims);"
+        "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
