@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from schemas.items import Item
+from streams.core.errors import DamagedError
 from streams.state.item_store import ItemStore, item_rows, load_items
-from streams.state.rocksdb import DamagedError
 from streams.state.tablets import Tablet, Tablets
 
 USERS = 1500
