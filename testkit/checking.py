@@ -20,7 +20,7 @@ from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from streams.transport.reading import read_topic
 from streams.transport.sender import partition_of
 

@@ -34,7 +34,7 @@ def _figures(worker: Worker, sent: int, started: float) -> RenderableType:
     table.add_row("events sent", f"{sent:,}", "events/s", f"{sent / elapsed:,.0f}")
     table.add_row("unified", f"{value('currents_events_total'):,.0f}", "folded", f"{value('currents_folded_total'):,.0f}")
     table.add_row("event → profile, p50", f"{p50:.0f} ms", "p99", f"{p99:.0f} ms")
-    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.lag():,.0f}")
+    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.backlog.records():,.0f}")
     table.add_row("encoder", worker.encoder.version)
     reasons: dict[str, float] = {}
     for family in worker.metrics.dead.collect():

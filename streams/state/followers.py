@@ -15,7 +15,8 @@ from streams.core.cancel import stop
 from streams.core.clock import now_ms
 from streams.core.settings import Kafka
 from streams.state.item_store import ItemStore
-from streams.state.tablets import FLUSH_S, STALE_MS, Tablet, Tablets
+from streams.state.tablet import Tablet
+from streams.state.tablets import FLUSH_S, STALE_MS, Tablets
 from streams.transport.reading import CHUNK, read_to_end, reader
 
 log = logging.getLogger("currents.following")
@@ -135,7 +136,7 @@ class Follower:
     def _empty(self, tp: TopicPartition, first: int) -> None:
         log.info("partition %d: does not continue its changelog, emptied", tp.partition)
         self._reached.pop(tp.partition, None)
-        self._tablets.wipe(self._tablet(tp))
+        self._tablet(tp).wipe()
         self._go(tp, first, now_ms())
 
     def _go(self, tp: TopicPartition, offset: int, at: int) -> None:

@@ -27,7 +27,8 @@ from streams.processes.replica import BEHIND, Replica
 from streams.processes.replica import running as replicating
 from streams.processes.worker import running as working
 from streams.releases.release_log import announce
-from streams.state.tablets import STALE_MS, Tablet
+from streams.state.tablet import Tablet
+from streams.state.tablets import STALE_MS
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, create
 from testkit import live
