@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from encoder.base import BUCKETS, Encoder
 from encoder.bundle import BundleError
 from encoder.features import ItemTable, featurize
-from encoder.runtime import BUCKETS, Encoder
 from schemas.events import BEHAVIORS
 from schemas.windows import DTYPE, NO_DWELL, PLATFORMS, VERSION
 

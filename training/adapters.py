@@ -9,8 +9,9 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
 from encoder.model import SequenceEncoder
-from encoder.pretrained_body import PretrainedBody, with_prefix
+from encoder.pretrained_body import PretrainedBody
 from encoder.recipe import Recipe
+from training.bodies import with_prefix
 from training.splits import DataError
 
 ORTHOGONAL = 0.5  # weight of AdaLoRA's regularizer, peft's default

@@ -24,6 +24,7 @@ from encoder.model import SequenceEncoder, untouched
 from encoder.recipe import Recipe
 from training.adapters import Ranks, adapt, adaptation, merged
 from training.batches import batch, epoch
+from training.bodies import with_pretrained_body
 from training.checkpoint import Checkpoints, Loop
 from training.evaluate import rank
 from training.log import EventLog
@@ -167,8 +168,6 @@ def fresh(data: EventLog, split: Split, recipe: Recipe, residual: np.ndarray) ->
         "dims", "max_len", "dropout", "content", "platform", "behavior", "time", "distance", "start_at_mean", "residual_dropout")}  # fmt: skip
     config = preset(recipe.preset, data.catalogue.table.dims, residuals=int(residual.max(initial=0)), **same)
     if recipe.body:
-        from encoder.pretrained_body import with_pretrained_body
-
         try:
             encoder = with_pretrained_body(config, recipe.body)
         except (OSError, ValueError) as error:

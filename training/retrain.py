@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from encoder.base import Encoder
 from encoder.bundle import MANIFEST, ONNX, WEIGHTS, BundleError, open_bundle, read_residuals
 from encoder.features import Features
 from encoder.model import SequenceEncoder
-from encoder.runtime import CHUNK, Encoder, OnnxEncoder, load_encoder
+from encoder.onnx_encoder import CHUNK, OnnxEncoder
+from encoder.runtime import load_encoder
 from encoder.towers import Tower
 from schemas.runs import Steps
 from training.align import Mixing, compatible, fit, rotated

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import UNKNOWN, Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
-from encoder.runtime import Encoder
 from schemas.windows import Policy
 from training.evaluate import CHUNK, Score
 from training.log import EventLog, spans, windows

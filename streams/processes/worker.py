@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import UNKNOWN
-from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from streams.core.fault_points import point
 from streams.core.process import claim, frozen, listen, one_thread, prepare, tuned

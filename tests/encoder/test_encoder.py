@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encoder.base import BUCKETS, Projected
 from encoder.baseline import Baseline
 from encoder.bundle import (
     CONFIG,
@@ -31,7 +32,8 @@ from encoder.config import PRESETS, preset
 from encoder.features import Features, ItemTable, featurize, model_inputs
 from encoder.layers import Attention
 from encoder.model import SequenceEncoder
-from encoder.runtime import BUCKETS, OnnxEncoder, Projected, load_encoder
+from encoder.onnx_encoder import OnnxEncoder
+from encoder.runtime import load_encoder
 from encoder.torch_encoder import TorchEncoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
@@ -216,11 +218,11 @@ def test_threads(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return run(features)
 
     wanted = one.encode(many, items)
-    monkeypatch.setattr("encoder.runtime.model_inputs", noted)
+    monkeypatch.setattr("encoder.onnx_encoder.model_inputs", noted)
     np.testing.assert_allclose(three.encode(many, items), wanted, atol=1e-5)
     assert len(on) == 3
     np.testing.assert_allclose(three.encode(featurize(WINDOWS[:1], items, 64), items), wanted[:1], atol=1e-5)
-    monkeypatch.setattr("encoder.runtime.model_inputs", lambda features: {})
+    monkeypatch.setattr("encoder.onnx_encoder.model_inputs", lambda features: {})
     with pytest.raises(KeyError):
         three.encode(many, items)
 

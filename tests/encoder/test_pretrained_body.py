@@ -10,9 +10,10 @@ from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
 
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.pretrained_body import PretrainedBody, with_prefix, with_pretrained_body
+from encoder.pretrained_body import PretrainedBody
 from testkit.training_logs import QUICK, made_log
 from training import export
+from training.bodies import with_prefix, with_pretrained_body
 from training.finetune import fresh, train
 from training.splits import DataError, leave_one_out
 

@@ -12,7 +12,7 @@ from scipy.stats import ortho_group
 from encoder.bundle import open_bundle
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.runtime import OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from training.align import Mixing, compatible, fit, rotated
 from training.export import example, export
 

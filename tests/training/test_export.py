@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.runtime import OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from testkit.training_logs import QUICK, made_log
 from training import quantise
 from training.evaluate import rank
