@@ -32,8 +32,9 @@ from training.align import Mixing, compatible, fit, rotated
 from training.compress import pruned
 from training.evaluate import Score, beside, rank
 from training.export import export, parity, to_onnx
-from training.finetune import residual_rows, train
+from training.finetune import train
 from training.gate import judge, refusal
+from training.initial import residual_rows
 from training.job import Job, Retraining
 from training.log import EventLog
 from training.metrics import METRICS

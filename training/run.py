@@ -20,7 +20,8 @@ from encoder.towers import Tower, load_tower
 from training import sasrec
 from training.evaluate import Ranked, Score, measured, rank, report
 from training.export import export
-from training.finetune import fresh, residual_rows, train
+from training.finetune import train
+from training.initial import fresh, residual_rows
 from training.job import Job
 from training.log import EventLog
 from training.metrics import difference

@@ -14,7 +14,8 @@ from encoder.pretrained_body import PretrainedBody
 from testkit.training_logs import QUICK, made_log
 from training import export
 from training.bodies import with_prefix, with_pretrained_body
-from training.finetune import fresh, train
+from training.finetune import train
+from training.initial import fresh
 from training.splits import DataError, leave_one_out
 
 DIMS = 16

@@ -17,7 +17,8 @@ from testkit.training_logs import QUICK, made_log
 from training import quantise
 from training.evaluate import rank
 from training.export import examples, export, to_onnx
-from training.finetune import Trained, residual_rows, train
+from training.finetune import Trained, train
+from training.initial import residual_rows
 from training.metrics import METRICS
 from training.quantise import gated
 from training.run import stored, warm
