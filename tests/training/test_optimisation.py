@@ -41,7 +41,7 @@ def trained(folder: Path, recipe: Recipe = STEADY, **changes: object) -> Trained
 def one_step(optimizer: str, gradient: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Name -> a parameter of a random encoder before and after one step of the recipe's optimizer, all gradients being the same number."""
     torch.manual_seed(0)
-    recipe = Recipe(preset="xs", dims=16, optimizer=optimizer, lr=0.1, weight_decay=0.05, residual_decay=0.5)  # type: ignore[arg-type] # by name
+    recipe = Recipe(preset="xs", dims=16, optimizer=optimizer, lr=0.1, weight_decay=0.05, residual_decay=0.5)
     counts = np.ones(LOG.catalogue.size, np.int64)
     encoder = SequenceEncoder(preset("xs", 16, dims=16, residuals=ITEMS))
     for parameter in encoder.parameters():
