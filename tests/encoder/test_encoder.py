@@ -144,7 +144,8 @@ def test_items_change(bundle: Path) -> None:
     items, encoder = table(), OnnxEncoder(open_bundle(bundle))
 
     def encode() -> np.ndarray:
-        return encoder.encode(featurize([window([1, 999])], items, 64), items)[0]
+        found: np.ndarray = encoder.encode(featurize([window([1, 999])], items, 64), items)[0]
+        return found
 
     before = encode()
     items.put(999, items.vectors[7])
@@ -195,8 +196,8 @@ def test_older_format(bundle: Path, tmp_path: Path) -> None:
     row["files"][CONFIG] = hashlib.sha256((tmp_path / "b" / CONFIG).read_bytes()).hexdigest()
     (tmp_path / "b" / MANIFEST).write_text(json.dumps(row | {"format": 2}))
     items = table()
-    vectors = [TorchEncoder(open_bundle(f), "cpu").encode(featurize(WINDOWS, items, 64), items) for f in (bundle, tmp_path / "b")]
-    np.testing.assert_array_equal(*vectors)
+    newer, older = (TorchEncoder(open_bundle(f), "cpu").encode(featurize(WINDOWS, items, 64), items) for f in (bundle, tmp_path / "b"))
+    np.testing.assert_array_equal(newer, older)
 
 
 def test_residual(bundle: Path) -> None:

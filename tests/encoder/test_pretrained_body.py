@@ -35,8 +35,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         model: torch.nn.Module = BertModel(BertConfig(**sizes, vocab_size=50, max_position_embeddings=64))
     else:
         model = GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=64))
-    model.save_pretrained(tmp_path / request.param)  # type: ignore[operator]
-    return tmp_path / request.param
+    model.save_pretrained(tmp_path / request.param)
+    return tmp_path / str(request.param)
 
 
 @pytest.mark.slow
