@@ -1,4 +1,4 @@
-"""Whether an encoder works, before anybody depends on it: windows of every platform, behavior and length that it can meet, through all of it."""
+"""Smoke test of an encoder before it serves: encodes windows of every platform, behavior and length, and projects items."""
 
 import numpy as np
 

@@ -96,7 +96,7 @@ class Ranks:
 
 
 def adaptation(encoder: SequenceEncoder, recipe: Recipe) -> Tensor | float:
-    """What adapters add to the loss: AdaLoRA keeps its factors orthogonal, |PᵀP - 1| + |QQᵀ - 1| (arXiv 2303.10512, eq. 4)."""
+    """The adapters' term of the loss: AdaLoRA keeps its factors orthogonal, |PᵀP - 1| + |QQᵀ - 1| (arXiv 2303.10512, eq. 4)."""
     if recipe.adapter != "adalora":
         return 0.0
     parts = []

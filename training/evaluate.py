@@ -20,7 +20,7 @@ Score = Callable[[EventLog, Cases], np.ndarray]
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a model made of n cases."""
+    """Ranks and top lists of n cases."""
 
     rank: np.ndarray
     """(n,) from 1."""

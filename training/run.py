@@ -1,4 +1,4 @@
-"""What the commands do: train and export, evaluate beside the baselines, show."""
+"""The work of the commands: train and export, evaluate and compare with the baselines, print tables."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -78,14 +78,14 @@ def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, wei
 
 
 def weighted(bundle: Bundle) -> Bundle:
-    """The bundle itself. Raises BundleError where it was written without its torch encoder."""
+    """Returns the bundle. Raises BundleError where it was written without its torch encoder."""
     if WEIGHTS not in bundle.manifest.files:
         raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, the torch encoder")
     return bundle
 
 
 def fitting(bundle: Bundle, tower: Tower) -> Bundle:
-    """The bundle itself. Raises BundleError where it reads another tower's vectors."""
+    """Returns the bundle. Raises BundleError where it reads another tower's vectors."""
     if bundle.manifest.item_space_id != tower.space_id:
         raise BundleError(f"bundle {bundle.folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
     return bundle

@@ -1,4 +1,4 @@
-"""Models as evaluation sees them: cases in, scores of the whole catalogue out. Encoders, and the baselines that they must beat."""
+"""Scoring functions for evaluation, from cases to scores of the whole catalogue: encoders and baselines."""
 
 from collections.abc import Callable
 
