@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 import orjson
 
+from encoder.base import Encoder
 from encoder.bundle import MANIFEST, RESIDUALS, open_bundle, pack_residuals
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release
 from schemas.runs import REFUSED

@@ -15,9 +15,10 @@ from typing import Any
 import orjson
 from aiokafka.errors import KafkaError
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import ItemTable
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release
 from streams.core.clock import now_ms

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
-from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from streams.core.fault_points import point
 from streams.core.process import claim, frozen, listen, one_thread, tuned

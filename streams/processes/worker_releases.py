@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from encoder.runtime import Encoder, load_encoder
+from encoder.base import Encoder
+from encoder.runtime import load_encoder
 from encoder.towers import Tower
 from schemas.releases import Release
 from streams.core.settings import Settings

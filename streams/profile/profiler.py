@@ -5,8 +5,8 @@ from concurrent.futures import Executor, wait
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, Features, featurize, fitted
-from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import maker, pack_maker, pack_profiles, unknown_items
 from schemas.windows import DTYPE, Policy

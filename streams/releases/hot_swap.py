@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from aiokafka import TopicPartition
 
+from encoder.base import Encoder
 from encoder.bundle import BundleError
 from encoder.features import ItemTable
-from encoder.runtime import Encoder
 from schemas.releases import Release
 from streams.core.cancel import stop
 from streams.core.settings import Kafka

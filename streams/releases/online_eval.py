@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize, fitted
-from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, newest_ms, rows_of

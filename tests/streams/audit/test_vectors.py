@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from encoder.runtime import Encoder, load_encoder
+from encoder.base import Encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.items import Item, item_name

@@ -13,8 +13,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from encoder.base import Encoder
 from encoder.bundle import ONNX
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.profiles import Profile, decode_profile
 from schemas.releases import Release, encode_release

@@ -14,9 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.bundle import Bundle
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder, OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from encoder.towers import load_tower
 from streams.core.settings import Settings
 from streams.processes.worker import Worker, running

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder
 from streams.processes.backlog import OVERLOADED_SHARE
 from streams.processes.worker import running
 from streams.releases.routing import Lineup

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
 from schemas.items import Item, item_key

@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.bundle import ITEMS, MANIFEST, ONNX, RESIDUALS, BundleError
 from encoder.features import ItemTable, featurize
 from encoder.probe import examples
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release, encode_release
 from streams.monitoring.metrics import Metrics
