@@ -132,3 +132,13 @@ def test_log_sum_exp_in_half_precision() -> None:
     half = users.detach().bfloat16().requires_grad_()
     (gradient,) = torch.autograd.grad(losses.log_sum_exp(half, items.bfloat16()).sum(), half)
     assert gradient.dtype == torch.bfloat16
+
+
+def test_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many pieces add to the gradient of a candidate is not rounded to bfloat16 on the way, which would swallow it."""
+    monkeypatch.setattr(losses, "ROWS", 1)
+    users, items = torch.ones(1000, 2), torch.zeros(2, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = losses.log_sum_exp(users, items)
+    (gradient,) = torch.autograd.grad(out.sum(), items)
+    torch.testing.assert_close(gradient, torch.full((2, 2), 500.0))
