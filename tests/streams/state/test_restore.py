@@ -138,13 +138,14 @@ def test_stale_profile(tablet: Tablet) -> None:
 def test_remembered_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """What is remembered of windows while an empty tablet is restored changes nothing of the outcome, also where it is forgotten on the way."""
     monkeypatch.setattr("streams.state.restore.MOST_SEEN", most)
-    parts = [[("a", [1]), ("b", [1, 2]), ("a", [1, 3])], [("b", None), ("c", [5]), ("d", [6])], [("a", [1, 2]), ("b", [7])]]
+    parts: list[list[tuple[str, list[int] | None]]] = [[("a", [1]), ("b", [1, 2]), ("a", [1, 3])], [("b", None), ("c", [5]), ("d", [6])]]
+    parts.append([("a", [1, 2]), ("b", [7])])
     made: list[tuple[str, list[int], int]] = [("a", [1, 2, 3], 0), ("b", [7], 1), ("c", [4], 0), ("d", [6], 0), ("e", [1], 1)]
     found = []
     for n, seen in enumerate((None, Seen(), Seen(empty=True))):
         tablet, short, stale = Tablet(0, tmp_path / str(n)), set[bytes](), set[bytes]()
         for part in parts:
-            put_windows(tablet, [Record(u.encode(), times and window(times)) for u, times in part], short, POLICY, {"w": 1}, seen)
+            put_windows(tablet, [Record(u.encode(), window(times) if times else None) for u, times in part], short, POLICY, {"w": 1}, seen)
         put_profiles(tablet, [Record(u.encode(), profile(u, times, unknown)) for u, times, unknown in made], stale, ItemTable(2), {"p": 1}, seen=seen)
         found.append((dict(tablet.scan("windows")), dict(tablet.scan("profiles")), dict(tablet.scan("waiting")), short, stale))
         tablet.close()
