@@ -1,6 +1,7 @@
 """A worker's store of all items, and what restoring notes of items that are missing."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from schemas.windows import DTYPE, VERSION
 from streams.profile.portrait import action_begins, interest_begins
 from streams.state.item_store import ItemStore, item_rows
 from streams.state.restore import awaited
+from streams.state.rocksdb import StorageError
 
 TP = ("item-vectors", 0)
 
@@ -162,4 +164,26 @@ def test_grown(tmp_path: Path) -> None:
     assert set(store.item_packed[1101:]) == set(store.category_packed[151:]) == {b""}
     assert len(store.titles) == 1101
     assert store.platform_rows == {"a": list(range(1, 1101))}
+    store.close()
+
+
+def test_noise_among_rows(tmp_path: Path) -> None:
+    """Rows around one that is no item, and around a tombstone, are taken."""
+    store = ItemStore(tmp_path, "space", 2)
+    some = [vector_row("a:1"), (b"a:9", b"noise"), vector_row("a:2"), (b"a:8", None), vector_row("a:3")]
+    assert store.apply(some, TP, 4) == [item_key(f"a:{n}") for n in (1, 2, 3)]
+    store.close()
+
+
+def test_folder_that_is_gone(tmp_path: Path) -> None:
+    """Rows that cannot be brought to the disk are an error, not lost."""
+    store = ItemStore(tmp_path / "items", "space", 2)
+    shutil.rmtree(tmp_path / "items")
+
+    def fill() -> None:
+        for n in range(100):
+            store.apply([vector_row(f"a:{n}", title="T" * (1 << 20))], TP, n)
+
+    with pytest.raises(StorageError, match="items"):
+        fill()
     store.close()

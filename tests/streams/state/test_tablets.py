@@ -458,3 +458,20 @@ def test_closed_for_good(tmp_path: Path) -> None:
     tablets.close()
     assert (tablets.generation, tablets.holds(tablet, 7), tablets.get(1)) == (None, False, None)
     tablets.open(1).close()
+
+
+def test_folder_that_is_gone(tmp_path: Path) -> None:
+    """Rows that cannot be brought to the disk are an error that names the folder, whether they are written or flushed."""
+    tablet = Tablet(0, tmp_path / "tablet", write_buffer_bytes=64 << 10)
+    tablet.write([(b"u", b"w")])
+    shutil.rmtree(tmp_path / "tablet")
+    with pytest.raises(StorageError, match="tablet"):
+        tablet.flush()
+
+    def fill() -> None:
+        for n in range(1000):
+            tablet.write([(b"%d" % n, bytes(4096))])
+
+    with pytest.raises(StorageError, match="tablet"):
+        fill()
+    tablet.close()
