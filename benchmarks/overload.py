@@ -28,7 +28,7 @@ from streams.audit.windows import offline_windows, wrong
 from streams.core.settings import Settings
 from streams.demo.live import settled
 from streams.processes.worker import Worker
-from streams.state.restore import read_to_end, reader
+from streams.transport.reading import read_to_end, reader
 
 mpl.use("svg")
 from matplotlib import pyplot as plt

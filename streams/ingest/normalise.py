@@ -12,11 +12,11 @@ from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
 from schemas.events import encode_event
 from schemas.items import Item, item_name
 from schemas.mapping import Mapper, Rejected
+from streams.core.clock import now_ms
 from streams.core.settings import Settings
 from streams.monitoring.drift import looks
 from streams.monitoring.metrics import Metrics
 from streams.state.item_store import item_rows
-from streams.state.tablets import now_ms
 from streams.transport.faust_batches import RecordBatch
 from streams.transport.sender import Row, Sender, by_partition
 

@@ -15,13 +15,13 @@ from encoder.features import UNKNOWN
 from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from streams.core.fault_points import point
-from streams.core.process import claim, frozen, listen, one_thread, prepare, tuned
+from streams.core.process import claim, frozen, listen, one_thread, tuned
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks, signalled, until
 from streams.ingest.normalise import Normaliser
 from streams.monitoring.metrics import Metrics
 from streams.processes.worker_releases import Lifecycle
-from streams.processes.worker_source import Owned
+from streams.processes.worker_source import WorkerSource
 from streams.profile.encoder_guard import Guard
 from streams.profile.late_items import Late
 from streams.profile.profiler import Profiler, style_of
@@ -31,11 +31,13 @@ from streams.serve.ranking import Ranker
 from streams.serve.server import serve
 from streams.state.followers import follow_items
 from streams.state.item_store import load_items
-from streams.state.restore import answers, restore
+from streams.state.restore import restore
 from streams.state.tablets import Tablet, Tablets
 from streams.transport.faust_app import Finish, Handle, add_agent, make_app
 from streams.transport.faust_batches import RecordBatch
+from streams.transport.reading import answers
 from streams.transport.sender import Sender
+from streams.transport.topics import prepare
 
 log = logging.getLogger("currents.worker")
 STOP_TIMEOUT_S = 20.0
@@ -187,7 +189,20 @@ class Worker:
 
     async def start(self) -> None:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
-        self.spawn(serve(Owned(self), self.socket))
+        source = WorkerSource(
+            self.settings,
+            self.metrics,
+            self.tablets,
+            self.app,
+            self.url,
+            self.ranker,
+            self.reencoder,
+            self.guard,
+            self.lifecycle,
+            self._tasks,
+            self.ready,
+        )
+        self.spawn(serve(source, self.socket))
         topic, n = self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(self.settings.kafka, topic, n, self.store, self.encoding_pool, self.items_ready, self.late.arrived))
         self.spawn(self.late.forever())

@@ -17,13 +17,14 @@ from schemas.items import item_name
 from schemas.profiles import by_version, decode_profile
 from schemas.windows import fold, row_of
 from streams.core.cancel import to_thread
+from streams.core.clock import now_ms
 from streams.core.fault_points import point
 from streams.core.settings import Settings
 from streams.monitoring.metrics import Metrics
 from streams.profile.encoder_guard import EncoderDown
 from streams.profile.profiler import Profiler
 from streams.releases.online_eval import Case, Observer
-from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn, now_ms
+from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn
 from streams.transport.faust_app import Finish, nothing
 from streams.transport.faust_batches import RecordBatch
 from streams.transport.sender import Row, Sender

@@ -28,7 +28,7 @@ from streams.monitoring.metrics import SwapMetrics
 from streams.releases.bundle_fetch import FetchError, keep
 from streams.releases.release_log import Announced, earlier, of_record, serving, trial
 from streams.releases.routing import Lineup
-from streams.state.restore import reader
+from streams.transport.reading import reader
 
 log = logging.getLogger("currents.releases")
 Load = Callable[[Release, Encoder], Encoder]

@@ -12,10 +12,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from streams.core.cancel import stop
+from streams.core.clock import now_ms
 from streams.core.settings import Kafka
 from streams.state.item_store import ItemStore
-from streams.state.restore import CHUNK, read_to_end, reader
-from streams.state.tablets import FLUSH_S, STALE_MS, Tablet, Tablets, now_ms
+from streams.state.tablets import FLUSH_S, STALE_MS, Tablet, Tablets
+from streams.transport.reading import CHUNK, read_to_end, reader
 
 log = logging.getLogger("currents.following")
 NOTE_MS = 30_000  # between notes of how far an idle partition is followed

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 from rocksdict import Cache, WriteBatch
 
-from streams.core import fault_points as faults
 from streams.core.cancel import end, to_thread
 from streams.state.rocksdb import close, ended, failure, open_db, remove, scan, sound
 
@@ -320,12 +319,6 @@ class Tablets:
         for tablet in self:
             tablet.close()
         self._open.clear()
-
-
-@faults.movable
-def now_ms() -> int:
-    """The wall clock, ms since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 def key_bytes(item_key: int) -> bytes:

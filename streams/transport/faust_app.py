@@ -7,10 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import faust
-from aiokafka.helpers import create_ssl_context
-
-from streams.core.settings import Kafka, Settings
+from streams.core.settings import Settings
+from streams.transport.broker_settings import for_faust
 from streams.transport.faust_batches import BatchApp, RecordBatch
 
 log = logging.getLogger("currents.app")
@@ -46,7 +44,7 @@ def make_app(settings: Settings, url: str) -> BatchApp:
     app = BatchApp(
         w.prefix,
         broker=[f"kafka://{address.strip()}" for address in k.bootstrap.split(",")],
-        broker_credentials=_credentials(k),
+        broker_credentials=for_faust(k),
         broker_session_timeout=w.session_timeout_s,
         broker_heartbeat_interval=min(HEARTBEAT_S, w.session_timeout_s / 4),
         broker_rebalance_timeout=max(w.session_timeout_s, 6.0),
@@ -137,11 +135,3 @@ def add_agent(app: BatchApp, topic: str, name: str, handle: Handle, max_records:
             worker.cancel()
 
     app.agent(app.batch_topic(topic), name=name)(run)
-
-
-def _credentials(kafka: Kafka) -> Any:
-    ssl = create_ssl_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None) if kafka.security_protocol.endswith("SSL") else None
-    if kafka.sasl_password:
-        password = kafka.sasl_password.get_secret_value()
-        return faust.SASLCredentials(username=kafka.sasl_username, password=password, mechanism=kafka.sasl_mechanism, ssl_context=ssl)
-    return faust.SSLCredentials(ssl) if ssl else None

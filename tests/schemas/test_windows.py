@@ -214,6 +214,7 @@ def test_newest_ms() -> None:
     """The newest time of a window is its last row's."""
     assert newest_ms(fold(None, timed(253_402_300_799_999, 70_000, 300), Policy(3))) == 253_402_300_799_999
     assert newest_ms(fold(None, timed(0), Policy(3))) == 0
+    assert newest_ms(VERSION + ROW.pack(2**62 + 1, 2**64 - 1, 0, 1, VIEW, 0, 0.0)) == 2**62 + 1
 
 
 def test_check() -> None:
@@ -229,6 +230,9 @@ def test_kept_of_many_users() -> None:
     owner = np.arange(900)
     for policy in (Policy(0, 1), Policy(0, 0, 1), Policy(1)):
         assert kept(flat, owner, policy).all()
+    far = flat.copy()
+    far["platform"] = 3 - owner // 256
+    assert kept(far, owner, Policy(0, 1)).all()
     assert kept(flat, owner // 128, Policy(0, 1)).sum() == 7 * 64 + 4
     assert kept(flat, owner // 128, Policy(0, 0, 1)).sum() == 8
     assert kept(flat[:0], owner[:0], Policy(1, 1, 1)).tolist() == []

@@ -11,12 +11,12 @@ import pytest
 from encoder.features import UNKNOWN, ItemTable
 from schemas.events import hash64
 from schemas.items import Item, ItemVector, decode_item_vector, encode_item_vector, item_key
+from schemas.portraits import action_begins, interest_begins
 from schemas.profiles import pack_vector
 from schemas.windows import DTYPE, VERSION
-from streams.profile.portrait import action_begins, interest_begins
+from streams.core.errors import StorageError
 from streams.state.item_store import ItemStore, item_rows
 from streams.state.restore import awaited
-from streams.state.rocksdb import StorageError
 
 TP = ("item-vectors", 0)
 

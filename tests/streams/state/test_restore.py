@@ -18,9 +18,10 @@ from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.audit.windows import offline_windows
+from streams.core.clock import now_ms
 from streams.core.settings import Kafka
 from streams.state.restore import Seen, merge, put_profiles, put_windows, restore
-from streams.state.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes, now_ms
+from streams.state.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes
 
 POLICY = Policy(6)
 EVENTS = 40
@@ -446,21 +447,3 @@ def test_broken_rows() -> None:
         for old, new in ((good, bad), (bad, good)):
             with pytest.raises(ValueError, match="version"):
                 merge(old, new, policy)
-
-
-def test_connection_arguments() -> None:
-    """A consumer connects as the settings say: plain, with TLS, with a user and a password."""
-    from pydantic import SecretStr
-
-    from streams.state.restore import aio_config
-
-    assert aio_config(Kafka(bootstrap="h:1")) == {"bootstrap_servers": "h:1", "security_protocol": "PLAINTEXT"}
-    tls = aio_config(Kafka(bootstrap="h:1", security_protocol="SSL"))
-    assert tls.pop("ssl_context").check_hostname is True
-    assert tls == {"bootstrap_servers": "h:1", "security_protocol": "SSL"}
-    user = {"sasl_mechanism": "PLAIN", "sasl_username": "me", "sasl_password": SecretStr("word")}
-    named = aio_config(Kafka.model_validate({"bootstrap": "h:1", "security_protocol": "SASL_PLAINTEXT", **user}))
-    assert named == {
-        "bootstrap_servers": "h:1", "security_protocol": "SASL_PLAINTEXT",
-        "sasl_mechanism": "PLAIN", "sasl_plain_username": "me", "sasl_plain_password": "word",
-    }  # fmt: skip

@@ -13,8 +13,9 @@ import pytest
 from rocksdict import Rdict
 
 from schemas.items import Item
+from streams.core.errors import DamagedError, StorageError
 from streams.state.item_store import ItemStore, item_rows, load_items
-from streams.state.rocksdb import MARK, DamagedError, StorageError, close, failure, open_db, remove, scan, sound
+from streams.state.rocksdb import MARK, close, failure, open_db, remove, scan, sound
 from streams.state.tablets import Tablet, Tablets
 
 USERS = 1500

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from streams.core.cancel import to_thread
+from streams.core.errors import StorageError
 from streams.core.process import claim
 from streams.monitoring.metrics import Metrics
 from streams.profile.late_items import Late
 from streams.profile.update import Updater
-from streams.state.rocksdb import StorageError
 from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn, key_bytes
 
 
