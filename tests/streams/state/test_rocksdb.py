@@ -217,3 +217,21 @@ def test_every_part_is_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     close(tmp_path, [Part("one"), Part("bad"), Part("two")])
     assert closed == ["one", "two"]
     assert f"{tmp_path}: cannot flush" in caplog.text
+
+
+def test_no_log_of_its_own(tmp_path: Path) -> None:
+    """What is in the memtable alone does not outlive a kill: there is no write-ahead log; a full memtable goes to the disk by itself."""
+    db = open_db(tmp_path / "db", None, SMALL, ("a",))
+    family = db.get_column_family("a")
+    family.put(b"k", b"v")
+    shutil.copytree(tmp_path / "db", tmp_path / "early")
+    for n in range(100):
+        family.put(b"%03d" % n, bytes(4096))
+    family.flush()  # waits for what is under way
+    shutil.copytree(tmp_path / "db", tmp_path / "late")
+    db.close()
+    assert len(list((tmp_path / "late").glob("*.sst"))) >= 2
+    for name, keys in (("early", 0), ("late", 101)):
+        copy = open_db(tmp_path / name, None, SMALL, ("a",))
+        assert len(list(scan(tmp_path, copy.get_column_family("a")))) == keys
+        copy.close()
