@@ -475,3 +475,18 @@ def test_folder_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="tablet"):
         fill()
     tablet.close()
+
+
+def test_long_restore(tmp_path: Path) -> None:
+    """A tablet is waited for as long as its restore takes, past the moments at which the generation is looked at."""
+
+    async def scenario() -> None:
+        tablets = Tablets(tmp_path, 8, 4)
+        (tablet,) = tablets.assign({1}, 7)
+        asked = asyncio.ensure_future(tablets.ready(1, 7))
+        await asyncio.sleep(0.7)
+        tablet.restored.set()
+        assert await asked is tablet
+        tablets.close()
+
+    asyncio.run(scenario())
