@@ -50,7 +50,7 @@ class Stages:
         tower, r = load_tower("static"), np.random.default_rng(0)
         self.tower = tower
         self._store = ItemStore(folder / "items", tower.space_id, tower.dims)
-        mapping = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True)
+        mapping = PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain", "shared_ids": True})
         self._mapper = Mapper(mapping, 300_000, 0)
         items = [self._mapper.item(item(n)) for n in range(ITEMS)]
         self._store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]

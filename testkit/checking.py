@@ -37,7 +37,7 @@ def read(settings: Settings, name: str) -> list[Any]:
 def is_event(record: Any) -> bool:
     """Whether a record of the unified topic is one that a worker takes."""
     try:
-        return decode_event(record.value or b"").user_id.encode() == record.key
+        return bool(decode_event(record.value or b"").user_id.encode() == record.key)
     except ValueError:
         return False
 

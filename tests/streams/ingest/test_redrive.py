@@ -10,8 +10,9 @@ from streams.ingest.redrive import Mended, mark_of, mend
 
 NOW = 1_790_000_000_000
 ITEMS = frozenset({"shop.items"})
+SHOP = {"name": "shop", "code": 1, "preset": "plain", "topic": "shop.in", "items_topic": "shop.items"}
 MAPPERS = {
-    "shop": Mapper(PlatformMapping(name="shop", code=1, preset="plain", topic="shop.in", items_topic="shop.items"), 300_000, 0),
+    "shop": Mapper(PlatformMapping.model_validate(SHOP), 300_000, 0),
     "carts": Mapper(PlatformMapping(name="carts", code=2, account="u", item="lines[*].sku", time="at", default_behavior="cart"), 300_000, 0),
 }
 
@@ -33,6 +34,7 @@ def test_mended() -> None:
     one = letter(event())
     out = became(one)
     ((user, row, at),) = out.events
+    assert row is not None
     assert (user, at, decode_event(row).offset, out.marks, out.items) == (b"shop:a", NOW - 5000, 7, [(mark_of(one), b"", NOW)], {})
     assert not out.still
 
@@ -58,10 +60,10 @@ def test_item() -> None:
 def test_sent_in_part() -> None:
     """Of a record with several events those that are in the unified topic already are left out."""
     one = letter({"u": "a", "at": NOW - 1000, "lines": [{"sku": "x"}, {"sku": "y"}, {"sku": "z"}]}, platform="carts", topic="carts.in")
-    every = [decode_event(row) for _, row, _ in became(one).events]
+    every = [decode_event(row or b"") for _, row, _ in became(one).events]
     rest = became(one, sent={((e.topic, e.partition, e.offset), e.event_id) for e in every[:2]})
     assert [e.item_id for e in every] == ["x", "y", "z"]
-    assert [decode_event(row).item_id for _, row, _ in rest.events] == ["z"]
+    assert [decode_event(row or b"").item_id for _, row, _ in rest.events] == ["z"]
     assert len(rest.marks) == 1
 
 

@@ -173,8 +173,8 @@ def test_moved_by_chance() -> None:
 )
 def test_moved(before: float, now: float, alarm: bool) -> None:
     """A share that doubles or halves by two hundredths of all has moved; less, or not to twice as much, has not."""
-    counts = [np.array([1 - share, share]) * 20_000 for share in (now, before)]
-    assert bool(moved(*counts, 0.02, 1e-4).any()) == alarm
+    window, reference = (np.array([1 - share, share]) * 20_000 for share in (now, before))
+    assert bool(moved(window, reference, 0.02, 1e-4).any()) == alarm
 
 
 @pytest.mark.parametrize("broken", ["collapsed", "zero", "long", "one item"])

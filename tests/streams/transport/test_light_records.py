@@ -35,7 +35,7 @@ def test_light(most: int | None) -> None:
         assignment = Assignment([TP])
         assignment.state_value(TP).reset_to(0)
         consumer = Consumer()
-        light(consumer)  # type: ignore[arg-type]
+        light(consumer)
         unread = PartitionRecords(TP, MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 0)
         consumer._fetcher._records[TP] = FetchResult(TP, assignment=assignment, partition_records=unread, backoff=0)
         found = consumer._fetcher._records[TP].getall(most)
