@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,14 @@ def test_make_targets() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    """The anchors that GitHub gives the headings of a page; a heading that comes again gets a number."""
+    found: Counter[str] = Counter()
+    out = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        out.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return out
 
 
 @pytest.mark.parametrize("name", DOCS)
