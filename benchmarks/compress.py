@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.common import record
 from encoder.recipe import Compress, GateRules, Recipe
 from streams.core.settings import load
-from streams.offline.log_slices import write_world
+from streams.demo.world_files import write_world
 from training.job import Job, Retraining
 from training.retrain import retrain
 

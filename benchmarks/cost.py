@@ -35,7 +35,7 @@ from streams.profile.portrait import interests
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from testkit.apache import ApacheKafka
 
 EVENTS, USERS, BATCH, RUNS = 40_000, 20_000, 4000, 3

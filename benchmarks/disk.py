@@ -25,7 +25,7 @@ from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import FAMILIES, Tablet
+from streams.state.tablet import FAMILIES, Tablet
 
 USERS, BATCH, CACHE_MB = 200_000, 1000, 64
 

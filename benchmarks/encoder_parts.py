@@ -18,7 +18,7 @@ from encoder.recipe import Recipe
 from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from streams.core.settings import Settings
-from streams.offline.log_slices import write_world
+from streams.demo.world_files import write_world
 from training.batches import epoch
 from training.evaluate import rank
 from training.job import Job

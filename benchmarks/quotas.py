@@ -22,7 +22,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.windows import Policy, newer
 from streams.core.settings import Settings
-from streams.offline.log_slices import write_world
+from streams.demo.world_files import write_world
 from training.evaluate import Score, rank
 from training.job import Job
 from training.log import EventLog, event_log, windows

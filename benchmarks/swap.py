@@ -25,6 +25,7 @@ from streams.core.settings import Settings
 from streams.demo.live import settled
 from streams.processes.worker import Worker
 from streams.releases.release_log import announce
+from streams.transport.reading import read_topic
 from testkit.bundles import variant
 
 WARM_S, CHUNK = 15, 64
@@ -90,7 +91,7 @@ async def capacity(worker: Worker, seconds: float) -> float:
 async def truth(worker: Worker, settings: Settings, release: Release) -> dict[str, float]:
     """Windows that are not the fold of the whole log, and published vectors that are not of the release that they name."""
     names, policy = {p.code: p.name for p in settings.platforms}, settings.encoding.policy
-    log, profiles, items = [await verify.read_topic(settings.kafka, settings.topic(n), PARTITIONS) for n in ("events", "profiles", "item-vectors")]
+    log, profiles, items = [await read_topic(settings.kafka, settings.topic(n), PARTITIONS) for n in ("events", "profiles", "item-vectors")]
     expected, _ = verify.offline_windows(log, names, policy)
     stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows")}
     encoders = [load_encoder(name, worker.tower.space_id, worker.tower.dims) for name in (SERVED, release.bundle)]

@@ -7,6 +7,7 @@ Channel `serving` is what workers publish with, `candidate` what may take its pl
 earlier record to `serving` again: bundles are never changed.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import msgpack
@@ -60,3 +61,23 @@ def decode_release(data: bytes) -> Release:
     if not 0 <= release.share <= 1:
         raise ValueError(f"not a release: share = {release.share}, want 0 to 1")
     return release
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a trial ends."""
+
+    alpha: float = 0.05
+    """Chance of being wrong, over the whole trial."""
+    tolerated: float = 0.01
+    """Hit rate that a promoted candidate may have lost at most."""
+    least: int = 500
+    """Events before anything is decided: the interval is asymptotic."""
+    most: int = 100_000
+    """Events after which a candidate that is still not known to be good enough goes."""
+    failures: int = 3
+    """Batches that a candidate may fail to encode before it goes."""
+    later_ms: float = 100.0
+    """By how much older a candidate may make the profiles of half of all batches."""
+    timed: int = 10
+    """Batches on which both were timed before a candidate is promoted."""

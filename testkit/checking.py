@@ -20,7 +20,8 @@ from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
+from streams.transport.reading import read_topic
 from streams.transport.sender import partition_of
 
 RIGHT = {"windows_wrong": 0, "profiles_wrong": 0, "window_tables_wrong": 0, "profile_tables_wrong": 0, "not_committed": 0}
@@ -30,7 +31,7 @@ CLOCKS = ("updated_at", "received_at")  # differ from one encoding of the same w
 
 def read(settings: Settings, name: str) -> list[Any]:
     """Every record of one of Currents' own topics."""
-    return asyncio.run(verify.read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
+    return asyncio.run(read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
 
 
 def is_event(record: Any) -> bool:

@@ -13,6 +13,7 @@ from schemas.profiles import Profile, decode_profile
 from streams.audit import windows as verify
 from streams.core.settings import Settings
 from streams.processes.worker import Worker
+from streams.transport.reading import read_topic
 from streams.transport.topics import asking, create
 
 PARTITIONS = 3
@@ -76,12 +77,12 @@ async def wait(worker: Worker, condition: Callable[[], Any], seconds: float = 12
 
 async def profiles(settings: Settings) -> dict[str, Profile]:
     """What the changelog says."""
-    records = await verify.read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS)
+    records = await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS)
     return {u.decode(): decode_profile(row) for u, row in verify.latest(records).items()}
 
 
 async def windows_wrong(settings: Settings) -> int:
     """Windows of the changelog that are not the offline fold of the unified topic."""
-    log, rows = [await verify.read_topic(settings.kafka, settings.topic(name), PARTITIONS) for name in ("events", "windows")]
+    log, rows = [await read_topic(settings.kafka, settings.topic(name), PARTITIONS) for name in ("events", "windows")]
     expected, _ = verify.offline_windows(log, {1: "shop"}, settings.encoding.policy)
     return verify.wrong(expected, verify.latest(rows))

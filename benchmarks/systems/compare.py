@@ -22,9 +22,10 @@ from benchmarks.systems.job import PLATFORM, POLICY, Job, Spec
 from schemas.events import encode_event
 from schemas.mapping import Rejected
 from schemas.profiles import decode_profile, unpack_vector
-from streams.audit.windows import latest, offline_windows, read_topic, wrong
+from streams.audit.windows import latest, offline_windows, wrong
 from streams.core.settings import Settings
 from streams.ingest.normalise import mappers
+from streams.transport.reading import read_topic
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 BATCHED = 256  # windows that Quix Streams makes profiles of at once, gathered by hand

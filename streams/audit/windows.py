@@ -4,26 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aiokafka import TopicPartition
-
 from schemas.events import BEHAVIORS, Event, decode_event
 from schemas.items import item_name
 from schemas.windows import STRONG, VERSION, Policy, row_of
-from streams.core.cancel import stop
-from streams.core.settings import Kafka
-from streams.state.restore import read_to_end, reader
-
-
-async def read_topic(kafka: Kafka, topic: str, partitions: int) -> list[Any]:
-    """Every record of a topic, in order within its partition."""
-    consumer = reader(kafka)
-    await consumer.start()
-    try:
-        tps = [TopicPartition(topic, p) for p in range(partitions)]
-        first = await consumer.beginning_offsets(tps)
-        return [record async for _, records in read_to_end(consumer, first) for record in records]
-    finally:
-        await stop(consumer)
 
 
 def latest(records: Iterable[Any]) -> dict[bytes, bytes]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from encoder.bundle import BundleError
 from encoder.runtime import load_encoder
 from encoder.towers import TowerError, load_tower
+from streams.core.errors import BrokerError, SettingsError, StorageError
 from streams.core.process import claim
-from streams.core.settings import Settings, SettingsError
-from streams.state.rocksdb import StorageError
-from streams.transport.topics import BrokerError, asking, differences
+from streams.core.settings import Settings
+from streams.transport.topics import asking, differences
 
 FREE_BYTES = 1 << 30
 PROBLEMS = (BrokerError, StorageError, SettingsError, TowerError, BundleError, OSError)

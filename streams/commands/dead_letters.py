@@ -59,7 +59,7 @@ def show_letter(id: Annotated[str, typer.Argument(help="PARTITION:OFFSET as list
     """One dead letter with its original bytes."""
     from msgspec.structs import asdict
 
-    from streams.transport.clients import InputError
+    from streams.core.errors import InputError
 
     letter = next((d for r, d in _letters(load(config), None, None) if f"{r.partition}:{r.offset}" == id), None)
     if letter is None:
@@ -100,7 +100,7 @@ def redrive_letters(
 
 
 def _letters(settings: Settings, reason: str | None, platform: str | None) -> Iterator[Any]:
-    from streams.transport.clients import dead_letters
+    from streams.ingest.dead_letter_log import dead_letters
 
     for record, letter in dead_letters(settings):
         if (reason is None or letter.reason == reason) and (platform is None or letter.platform == platform):

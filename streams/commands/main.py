@@ -13,7 +13,8 @@ from streams.commands.dead_letters import letters
 from streams.commands.releases import releases
 from streams.commands.terminal import Config, Json, err, out, print_json, progress
 from streams.commands.training import register
-from streams.core.settings import SettingsError, load, sources
+from streams.core.errors import SettingsError
+from streams.core.settings import load, sources
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Currents: interest profiles, seconds fresh.")
 app.add_typer(letters, name="dead-letters")
@@ -42,13 +43,11 @@ def _problems() -> tuple[type[Exception], ...]:
     from encoder.towers import TowerError
     from schemas.archive import ArchiveError
     from streams.commands.profiles import QueryError
+    from streams.core.errors import BrokerError, InputError, StorageError
     from streams.demo.embedded_broker import EmbeddedBrokerError
     from streams.offline.retraining import RetrainError
     from streams.releases.bundle_fetch import FetchError
     from streams.releases.release_log import ReleaseError
-    from streams.state.rocksdb import StorageError
-    from streams.transport.clients import InputError
-    from streams.transport.topics import BrokerError
 
     ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, ArchiveError, EmbeddedBrokerError, InputError, QueryError)
     return (*ours, ReleaseError, FetchError, RetrainError, FileNotFoundError)
@@ -150,8 +149,8 @@ def produce(
     config: Config = None,
 ) -> None:
     """Send events (or items) to a platform's topic, one JSON object a line."""
-    from streams.transport.clients import InputError
-    from streams.transport.clients import produce as send
+    from streams.commands.produce import produce as send
+    from streams.core.errors import InputError
 
     settings = load(config)
     if file != "-" and not Path(file).is_file():
@@ -213,7 +212,7 @@ def tail(
 ) -> None:
     """Follow the profile changelog, one line a profile."""
     from streams.commands.profiles import line, row_of
-    from streams.transport.clients import follow, follow_releases
+    from streams.commands.tail import follow, follow_releases
 
     if of_releases:
         from streams.releases.names import row_of as release_row

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from schemas.profiles import Profile, unpack_vector
 from streams.core.settings import Settings
-from streams.demo.screen import portrait
+from streams.demo.portrait_panel import portrait
 
 
 class QueryError(RuntimeError):

@@ -1,19 +1,11 @@
 """`currents train`, `evaluate`, `export`, `encode`, `tower`: each starts `training` as a process of its own. `world` writes data to try them on."""
 
 import json as jsonlib
-import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +13,9 @@ import typer
 
 from encoder.recipe import TowerRecipe
 from streams.commands.terminal import Config, Json, out, print_json
-from streams.core.settings import Settings, SettingsError, load
-
-GRACE_S = 30.0
+from streams.core.errors import SettingsError
+from streams.core.settings import Settings, load
+from streams.offline.training_process import start
 
 Data = Annotated[
     str,
@@ -123,7 +115,7 @@ def world(
     json: Json = False,
 ) -> None:
     """Write the synthetic world's events and items to a folder, with a settings file: data to train on."""
-    from streams.offline.log_slices import write_world
+    from streams.demo.world_files import write_world
 
     end_ms = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1000)
     n = write_world(folder, events, users, seed, days, catalogue_seed, end_ms)
@@ -163,48 +155,6 @@ def job(
         path = Path(folder) / "job.json"
         path.write_text(jsonlib.dumps(row))
         yield path
-
-
-def start(arguments: list[str], processes: int = 1) -> None:
-    """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra.
-
-    Several processes find each other as torchrun's do, by the environment. When one fails, the others get GRACE_S to say the same, then they are
-    ended: they would wait for it.
-    """
-    if find_spec("torch") is None or find_spec("accelerate") is None:
-        raise SettingsError('training needs torch and its companions: pip install "currents[train]"')
-    running = [subprocess.Popen([sys.executable, *arguments], env=environment) for environment in environments(processes)]
-
-    def end(*_: object) -> None:
-        for process in running:
-            process.terminate()
-
-    previous = signal.signal(signal.SIGTERM, end)
-    failed, until = 0, math.inf
-    try:
-        while None in (codes := [p.poll() for p in running]):
-            if not failed and any(codes):
-                failed, until = next(c for c in codes if c), time.monotonic() + GRACE_S
-            if time.monotonic() > until:
-                end()
-            with suppress(KeyboardInterrupt, subprocess.TimeoutExpired):  # Ctrl-C reaches the processes themselves
-                running[codes.index(None)].wait(0.2 if processes > 1 else None)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    code = failed or next((c for c in codes if c), 0)
-    if code:
-        raise typer.Exit(code if code > 0 else 128 - code)
-
-
-def environments(processes: int) -> list[dict[str, str]]:
-    """What each of so many training processes of this machine is told of the others (torch's `env://`)."""
-    if processes == 1:
-        return [dict(os.environ)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    same = {**os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [{**same, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
 
 
 def register(app: typer.Typer) -> None:

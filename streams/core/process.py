@@ -13,9 +13,7 @@ from typing import TextIO
 
 from threadpoolctl import threadpool_limits
 
-from streams.core.settings import Settings, SettingsError
-from streams.state.rocksdb import StorageError
-from streams.transport.topics import BrokerError, asking, create, differences
+from streams.core.errors import SettingsError, StorageError
 
 log = logging.getLogger("currents.worker")
 SWITCH_S = 0.0005  # a thread that folds or encodes gives the event loop its turn after this; Python's 5 ms are paid at each of its wakings
@@ -49,17 +47,6 @@ async def frozen(ready: Callable[[], bool]) -> None:
         await asyncio.sleep(READY_S)
     gc.collect()
     gc.freeze()
-
-
-def prepare(settings: Settings) -> None:
-    """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
-    with asking(settings.kafka) as client:
-        create(client, settings)
-        for topic, what, fatal in differences(client, settings):
-            if fatal:
-                hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
-                raise BrokerError(f"topic {topic.name} {what}: {hint}")
-            log.warning("topic %s %s", topic.name, what)
 
 
 def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> TextIO:

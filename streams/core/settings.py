@@ -14,8 +14,9 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from encoder.recipe import GateRules, Recipe
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
 from schemas.mapping import PlatformMapping
+from schemas.releases import Rules
 from schemas.windows import Policy
-from streams.releases.canary_rules import Rules
+from streams.core.errors import SettingsError
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -25,10 +26,6 @@ BEHAVIOR_WEIGHTS = {
     "view": 1.0, "click": 1.0, "read": 1.5, "like": 3.0, "follow": 3.0, "share": 3.0, "comment": 3.0,
     "save": 3.0, "search": 1.0, "cart": 4.0, "buy": 6.0, "rate": 3.0, "hide": -4.0, "unknown": 0.5,
 }  # fmt: skip
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used: says key, value and what was expected."""
 
 
 class Section(BaseModel):

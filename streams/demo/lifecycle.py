@@ -33,7 +33,8 @@ from schemas.releases import Release
 from schemas.runs import REFUSED
 from streams.audit import windows as verify
 from streams.audit.vectors import check_vectors
-from streams.core.settings import Settings, SettingsError, to_toml
+from streams.core.errors import SettingsError
+from streams.core.settings import Settings, to_toml
 from streams.core.tasks import signalled
 from streams.demo.embedded_broker import started
 from streams.demo.live import beside, producing, send_items, until
@@ -41,6 +42,7 @@ from streams.demo.operator import Ended, Stage, Teller
 from streams.demo.world import World
 from streams.processes.worker import running
 from streams.releases.bundle_fetch import load_release
+from streams.transport.reading import read_topic
 
 USERS, PARTITIONS = 500, 2
 LIVE = 250  # events a second, for watching
@@ -177,11 +179,11 @@ async def _counted(stage: Stage) -> dict[str, Any]:
     """What came of it: by the topic of releases, the runs' folders, the changelogs."""
     settings, history, worker = stage.settings, await stage.history(), stage.worker
     runs = stage.runs()
-    log = await verify.read_topic(settings.kafka, settings.topic("events"), PARTITIONS)
+    log = await read_topic(settings.kafka, settings.topic("events"), PARTITIONS)
     names = {p.code: p.name for p in settings.platforms}
     expected, _ = verify.offline_windows(log, names, settings.encoding.policy)
     stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows")}
-    profiles, items = [await verify.read_topic(settings.kafka, settings.topic(t), PARTITIONS) for t in ("profiles", "item-vectors")]
+    profiles, items = [await read_topic(settings.kafka, settings.topic(t), PARTITIONS) for t in ("profiles", "item-vectors")]
     encoders = _encoders(settings, [a.release for a in history if a.release])
     vectors = await asyncio.to_thread(check_vectors, profiles, log, items, encoders, names, settings.encoding.policy)
 

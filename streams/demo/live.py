@@ -30,6 +30,7 @@ from streams.demo.embedded_broker import Embedded, started
 from streams.demo.screen import draw
 from streams.demo.world import World
 from streams.processes.worker import Worker, running
+from streams.transport.reading import read_topic
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, create
 
@@ -171,7 +172,7 @@ async def _show(worker: Worker, world: World, sent: Sent) -> None:
 
 async def _result(settings: Settings, worker: Worker, world: World, sent: Sent, took: float) -> dict[str, Any]:
     """The figures, the check of every stored window against the offline fold of the whole log, and how well the vectors rank."""
-    log = await verify.read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
+    log = await read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
     names = {p.code: p.name for p in settings.platforms}
     expected, duplicates = verify.offline_windows(log, names, settings.encoding.policy)
     stored = {user: window for tablet in worker.tablets for user, window in tablet.scan("windows")}

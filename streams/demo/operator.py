@@ -17,6 +17,7 @@ from rich.console import Console
 
 from schemas.releases import Release
 from schemas.runs import REFUSED
+from streams.core.clock import now_ms
 from streams.core.settings import Settings
 from streams.demo.live import Sent, send_events, settled, until
 from streams.demo.world import World
@@ -24,7 +25,6 @@ from streams.offline.retraining import RetrainError
 from streams.processes.worker import Worker
 from streams.releases.canary_rules import decide
 from streams.releases.release_log import Announced, announce, proposed, read_history
-from streams.state.tablets import now_ms
 
 FLOOD = 2500  # events a second, to fill the log
 TRIAL_S = 240.0  # how long a canary may take

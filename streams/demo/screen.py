@@ -8,11 +8,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from schemas.profiles import Interest, Profile, decode_profile
+from schemas.profiles import Profile, decode_profile
+from streams.demo.portrait_panel import portrait
 from streams.processes.worker import Worker
 from streams.transport.sender import partition_of
-
-BAR = 28  # characters of a full bar
 
 
 def draw(worker: Worker, user: str, sent: int, started: float) -> RenderableType:
@@ -35,7 +34,7 @@ def _figures(worker: Worker, sent: int, started: float) -> RenderableType:
     table.add_row("events sent", f"{sent:,}", "events/s", f"{sent / elapsed:,.0f}")
     table.add_row("unified", f"{value('currents_events_total'):,.0f}", "folded", f"{value('currents_folded_total'):,.0f}")
     table.add_row("event → profile, p50", f"{p50:.0f} ms", "p99", f"{p99:.0f} ms")
-    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.lag():,.0f}")
+    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.backlog.records():,.0f}")
     table.add_row("encoder", worker.encoder.version)
     reasons: dict[str, float] = {}
     for family in worker.metrics.dead.collect():
@@ -44,24 +43,3 @@ def _figures(worker: Worker, sent: int, started: float) -> RenderableType:
                 reasons[sample.labels["reason"]] = reasons.get(sample.labels["reason"], 0) + sample.value
     dead = "  ".join(f"{reason} {n:.0f}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1])) or "none"
     return Panel(Group(table, Text(f"dead letters: {dead}", style="yellow")), title="Currents", title_align="left")
-
-
-def portrait(profile: Profile | None, user: str) -> RenderableType:
-    """One user's named interests: weight, trend, platforms, evidence."""
-    if profile is None:
-        return Panel(Text("no events yet"), title=user, title_align="left")
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    for interest in profile.interests[:8]:
-        bar = Text("█" * max(1, round(interest.weight * BAR)), style="cyan")
-        shares = " ".join(f"{name} {share:.0%}" for name, share in sorted(interest.platforms.items(), key=lambda p: -p[1]))
-        shown = f"{interest.evidence[0].behavior} {interest.evidence[0].title}" if interest.evidence else ""
-        table.add_row(interest.name, bar, f"{interest.weight:.0%}", arrow(interest), Text(shares, style="dim"), Text(shown[:48], style="dim"))
-    age = max(0, time.time_ns() // 1_000_000 - profile.updated_at)
-    return Panel(table, title=f"{user}: {profile.events} events, updated {age / 1000:.1f} s ago", title_align="left")
-
-
-def arrow(interest: Interest) -> Text:
-    """Where an interest goes: the newer half of the window against the older."""
-    if interest.trend > 0.05:
-        return Text("▲", style="green")
-    return Text("▼", style="red") if interest.trend < -0.05 else Text("·", style="dim")

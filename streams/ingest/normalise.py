@@ -12,11 +12,11 @@ from schemas.deadletters import DeadLetter, encode_dead_letter, letter_of
 from schemas.events import encode_event
 from schemas.items import Item, item_name
 from schemas.mapping import Mapper, Rejected
+from streams.core.clock import now_ms
 from streams.core.settings import Settings
-from streams.monitoring.drift import looks
+from streams.monitoring.drift import field_bins
 from streams.monitoring.metrics import Metrics
 from streams.state.item_store import item_rows
-from streams.state.tablets import now_ms
 from streams.transport.faust_batches import RecordBatch
 from streams.transport.sender import Row, Sender, by_partition
 
@@ -33,7 +33,7 @@ class Mapped:
     rows: list[Row] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     filtered: int = 0
-    looks: list[tuple[int, int]] = field(default_factory=list)
+    field_bins: list[tuple[int, int]] = field(default_factory=list)
     """Of some events, as streams.monitoring.drift watches them."""
 
 
@@ -49,7 +49,7 @@ def map_events(records: Sequence[Any], mapper: Mapper, platform: str) -> Mapped:
         at = row_time(r.timestamp, now)
         out.rows += [(e.user_id.encode(), encode_event(e), at) for e in events]
         if events and not n % step:
-            out.looks.append(looks(events[0]))
+            out.field_bins.append(field_bins(events[0]))
     return out
 
 
@@ -101,7 +101,7 @@ class Normaliser:
         sender: Sender,
         metrics: Metrics,
         pool: Executor,
-        seen: Seen = lambda platform, good, dead, looks: None,
+        seen: Seen = lambda platform, good, dead, field_bins: None,
     ) -> None:
         self._partitions = settings.worker.partitions
         self._events, self._vectors, self._dead = settings.topic("events"), settings.topic("item-vectors"), settings.topic("dead-letters")
@@ -118,7 +118,7 @@ class Normaliser:
         m.received.labels(platform).inc(len(records))
         m.events.labels(platform).inc(len(mapped.rows))
         m.filtered.labels(platform).inc(mapped.filtered)
-        self._seen(platform, len(records) - len(mapped.dead), [d.reason for d in mapped.dead], mapped.looks)
+        self._seen(platform, len(records) - len(mapped.dead), [d.reason for d in mapped.dead], mapped.field_bins)
 
     async def items(self, platform: str, batches: Sequence[RecordBatch]) -> None:
         """Embed and send; returns when every row is acknowledged."""

@@ -24,13 +24,14 @@ from aiokafka.errors import KafkaError
 from schemas.deadletters import DeadLetter, decode_dead_letter
 from schemas.events import decode_event, encode_event
 from schemas.mapping import Mapper, Rejected
-from streams.audit.windows import read_topic
+from streams.core.clock import now_ms
+from streams.core.errors import BrokerError
 from streams.core.settings import Settings
 from streams.ingest.normalise import mappers, row_time
-from streams.state.restore import aio_config, read_to_end, reader
-from streams.state.tablets import now_ms
+from streams.transport.broker_settings import for_aiokafka
+from streams.transport.reading import read_to_end, read_topic, reader
 from streams.transport.sender import Row, Sender, by_partition
-from streams.transport.topics import DEAD_LETTER_BYTES, BrokerError, asking, create, identity
+from streams.transport.topics import DEAD_LETTER_BYTES, asking, create, identity
 
 log = logging.getLogger("currents.redrive")
 LOT = 500  # letters that are sent, and then marked, at once
@@ -133,7 +134,7 @@ class _Run:
         sent = set[tuple[Source, int]]() if unfinished is None else await self._sent(unfinished, done)
         if self._everything:
             done.clear()
-        producer = AIOKafkaProducer(**aio_config(s.kafka), acks="all", max_batch_size=512 << 10, max_request_size=DEAD_LETTER_BYTES)
+        producer = AIOKafkaProducer(**for_aiokafka(s.kafka), acks="all", max_batch_size=512 << 10, max_request_size=DEAD_LETTER_BYTES)
         await producer.start()
         sender = Sender(lambda: producer)
         mended, events, seen, still = 0, 0, 0, Counter[str]()

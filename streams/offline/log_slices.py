@@ -1,10 +1,8 @@
 """Logs as files for training: slices of the unified topic or its archive, and the synthetic world."""
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +13,10 @@ from schemas.archive import Archive, ArchiveError, newest, spans
 from schemas.events import UNIFIED_EVENTS, encode_event
 from schemas.items import UNIFIED_ITEMS, encode_item_vector
 from streams.core.cancel import stop
+from streams.core.errors import BrokerError, InputError
 from streams.core.settings import Settings
-from streams.demo.world import World
-from streams.state.restore import CHUNK, reader
-from streams.transport.clients import InputError, extent
-from streams.transport.topics import BrokerError
+from streams.transport.clients import extent
+from streams.transport.reading import CHUNK, reader
 
 Spans = dict[int, tuple[int, int]]
 """Partition -> first offset, and the one after the last."""
@@ -130,28 +127,3 @@ async def _lots(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[
 def _write(path: Path, values: Iterable[bytes]) -> None:
     with path.open("wb") as file:
         file.writelines(values)
-
-
-def write_world(folder: Path, events: int, users: int, seed: int, days: float, catalogue_seed: int = 1, end_ms: int | None = None) -> dict[str, int]:
-    """Files of the synthetic world up to `end_ms`, now by default: events (broken ones left out), items, currents.toml; returns how many."""
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is not empty")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "currents.toml").write_text((files("streams.demo") / "demo.toml").read_text())
-    made, step = World(seed, users, catalogue_seed=catalogue_seed), days * 86_400_000 / max(events, 1)
-    end_ms = time.time_ns() // 1_000_000 if end_ms is None else end_ms
-    counts = {"events": 0, "items": 0}
-    lines: dict[tuple[str, str], list[bytes]] = {}
-    for platform, _, value in made.items():
-        lines.setdefault((platform, "items"), []).append(value)
-        counts["items"] += 1
-    clock: Callable[[], int] = lambda: int(end_ms - (events - counts["events"]) * step)  # noqa: E731
-    stream = made.events(clock)
-    while counts["events"] < events:
-        event = next(stream)
-        if event.kind != "bad" and event.value is not None:
-            lines.setdefault((event.platform, "events"), []).append(event.value)
-            counts["events"] += 1
-    for (platform, what), rows in lines.items():
-        (folder / f"{platform}.{what}.jsonl").write_bytes(b"\n".join(rows) + b"\n")
-    return counts

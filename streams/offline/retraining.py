@@ -29,13 +29,14 @@ from encoder.bundle import MANIFEST, open_bundle
 from encoder.recipe import Compress
 from schemas.releases import Release
 from schemas.runs import Steps
-from streams.commands.training import start
+from streams.core.clock import now_ms
+from streams.core.errors import SettingsError
 from streams.core.process import claim
-from streams.core.settings import Settings, SettingsError
+from streams.core.settings import Settings
 from streams.offline.log_slices import newest_slice, write_slice
+from streams.offline.training_process import start
 from streams.releases.bundle_fetch import FetchError, fetch
 from streams.releases.release_log import announce, candidate, proposed, read_history, serving, trial
-from streams.state.tablets import now_ms
 
 log = logging.getLogger("currents.retrain")
 Point = Callable[[str], None]

@@ -20,6 +20,8 @@ from encoder.features import ItemTable
 from encoder.runtime import Encoder, load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release
+from streams.core.clock import now_ms
+from streams.core.errors import BrokerError, StorageError
 from streams.core.process import claim, frozen, listen, one_thread, tuned
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks, signalled, until
@@ -33,10 +35,9 @@ from streams.serve.responses import Problem, not_yet
 from streams.serve.server import serve
 from streams.state.followers import Behind, Follower, follow_items
 from streams.state.item_store import ItemStore, load_items
-from streams.state.rocksdb import StorageError
-from streams.state.tablets import Tablets, now_ms
+from streams.state.tablets import Tablets
 from streams.transport.sender import partition_of
-from streams.transport.topics import BrokerError, asking, identity
+from streams.transport.topics import asking, identity
 
 log = logging.getLogger("currents.replica")
 BEHIND = "x-currents-behind"

@@ -1,45 +1,58 @@
-"""A worker's profiles: those of its own tablets, and who has the others."""
+"""The profiles of a worker, as the query endpoint asks for them: those of its own tablets, and who has the others."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from streams.core.settings import Settings
+from streams.core.tasks import Tasks
+from streams.monitoring.metrics import Metrics
+from streams.processes.worker_releases import Lifecycle
+from streams.profile.encoder_guard import Guard
+from streams.profile.reencode import Reencoder
 from streams.serve.ranking import Ranker
 from streams.serve.responses import not_yet
+from streams.state.tablets import Tablets
+from streams.transport.faust_batches import BatchApp
 from streams.transport.sender import partition_of
 
-if TYPE_CHECKING:
-    from streams.processes.worker import Worker
 
+@dataclass(frozen=True)
+class WorkerSource:
+    """`streams.serve.api.Source` of a worker, made of its parts. `url` is the worker's own; `is_ready`: whether every tablet is restored."""
 
-class Owned:
-    """`streams.serve.api.Source` of a worker."""
-
-    def __init__(self, worker: "Worker") -> None:
-        self._worker = worker
-        self.settings, self.metrics = worker.settings, worker.metrics
-        self._topic = worker.settings.topic("events")
-        self._partitions = worker.settings.worker.partitions
+    settings: Settings
+    metrics: Metrics
+    tablets: Tablets
+    app: BatchApp
+    url: str
+    items: Ranker
+    reencoder: Reencoder
+    guard: Guard
+    lifecycle: Lifecycle
+    tasks: Tasks
+    is_ready: Callable[[], bool]
 
     def elsewhere(self, user: bytes) -> str | None:
         """URL of the worker that has the user's tablet; None when it is this one."""
-        partition = partition_of(user, self._partitions)
-        if self._worker.tablets.get(partition) is not None:
+        partition = self._partition(user)
+        if self.tablets.get(partition) is not None:
             return None
-        url = self._worker.app.owners(self._topic).get(partition)
-        if url is None or url == self._worker.url:
+        url = self.app.owners(self.settings.topic("events")).get(partition)
+        if url is None or url == self.url:
             raise not_yet("no worker has the user's tablet at the moment")
         return url
 
     def stored(self, user: bytes) -> bytes | None:
         """A profile of a tablet that is here and restored."""
-        tablet = self._worker.tablets.get(partition_of(user, self._partitions))
+        tablet = self.tablets.get(self._partition(user))
         if tablet is None:
             raise not_yet("this worker does not have the user's tablet")
         if not tablet.restored.is_set():
             raise not_yet("the user's tablet is being restored")
         profile = tablet.profile(user)
         if profile and self.settings.releases.reencode_on_read:
-            self._worker.reencoder.read(tablet.partition, user, profile)
+            self.reencoder.read(tablet.partition, user, profile)
         return profile
 
     def freshness(self, users: Sequence[bytes]) -> Mapping[str, str]:
@@ -48,21 +61,24 @@ class Owned:
 
     def ranker(self) -> Ranker:
         """The worker's own."""
-        return self._worker.ranker
+        return self.items
 
     def health(self) -> dict[str, Any]:
         """Whether the worker goes on; whether its encoder fails: events then wait, or the fallback encodes, and reads are answered; its encoders."""
-        if self._worker.failed.done():
+        if self.tasks.failed.done():
             return {"status": "failed"}
-        failing_s, about = self._worker.guard.failing_s(), self._worker.lifecycle.health()
+        failing_s, about = self.guard.failing_s(), self.lifecycle.health()
         return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
         """The worker's tablets, once all are restored."""
-        if not self._worker.ready():
+        if not self.is_ready():
             raise not_yet("tablets are being restored")
-        return {"status": "ready", "tablets": sorted(t.partition for t in self._worker.tablets)}
+        return {"status": "ready", "tablets": sorted(t.partition for t in self.tablets)}
 
     def fail(self, error: Exception) -> None:
         """The worker ends."""
-        self._worker.fail(error)
+        self.tasks.fail(error)
+
+    def _partition(self, user: bytes) -> int:
+        return partition_of(user, self.settings.worker.partitions)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
-import msgpack
 import numpy as np
 
 from encoder.features import UNKNOWN, Features
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS
+from schemas.portraits import _array, _map, _pack
 
-_pack = msgpack.Packer().pack
 _RATE = BEHAVIOR_CODE["rate"]
 
 
@@ -41,24 +40,6 @@ class Style:
     half_life_ms: float
     weights: np.ndarray  # (256,) float64 by behavior code
     platforms: Mapping[int, str]  # names by platform code
-
-
-def _array(n: int) -> bytes:
-    return bytes([0x90 + n]) if n < 16 else b"\xdc" + n.to_bytes(2, "big")
-
-
-def _map(n: int) -> bytes:
-    return bytes([0x80 + n]) if n < 16 else b"\xde" + n.to_bytes(2, "big")
-
-
-def interest_begins(category: str) -> bytes:
-    """The bytes of an interest up to its name."""
-    return _map(5) + bytes(_pack("name")) + bytes(_pack(category))
-
-
-def action_begins(item: str, title: str) -> bytes:
-    """The bytes of an action up to its title."""
-    return _map(4) + b"".join(map(_pack, ("item", item, "title", title)))
 
 
 _ARRAY = np.array([_array(n) for n in range(101)], object)

@@ -15,7 +15,7 @@ from streams.profile.encoder_guard import Guard
 from streams.profile.portrait import Style, interests
 from streams.releases.routing import Current, Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import FALLBACK, key_bytes
+from streams.state.tablet import FALLBACK, key_bytes
 
 
 def style_of(settings: Settings) -> Style:

@@ -6,12 +6,13 @@ Users are spread over partitions by a hash, so what one worker sees is a fair sa
 import asyncio
 import logging
 
-from schemas.releases import Channel, Release, encode_release
-from streams.releases.canary_rules import Rules, decide, figures
+from schemas.releases import Channel, Release, Rules, encode_release
+from streams.core.clock import now_ms
+from streams.releases.canary_rules import decide, figures
 from streams.releases.hot_swap import Swapper
 from streams.releases.online_eval import Observer
 from streams.releases.release_log import ReleaseError, ended, promoted, trial
-from streams.state.tablets import Tablets, now_ms
+from streams.state.tablets import Tablets
 from streams.transport.sender import Sender
 
 log = logging.getLogger("currents.releases")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal, NamedTuple
 
+from schemas.releases import Rules
+
 Action = Literal["watch", "promote", "roll back"]
 
 
@@ -48,26 +50,6 @@ class Trial:
     """Batches that the candidate could not encode."""
     delays: list[float] = field(default_factory=list)
     """By how many ms a batch would be later with the candidate alone, of batches now and then."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """When a trial ends."""
-
-    alpha: float = 0.05
-    """Chance of being wrong, over the whole trial."""
-    tolerated: float = 0.01
-    """Hit rate that a promoted candidate may have lost at most."""
-    least: int = 500
-    """Events before anything is decided: the interval is asymptotic."""
-    most: int = 100_000
-    """Events after which a candidate that is still not known to be good enough goes."""
-    failures: int = 3
-    """Batches that a candidate may fail to encode before it goes."""
-    later_ms: float = 100.0
-    """By how much older a candidate may make the profiles of half of all batches."""
-    timed: int = 10
-    """Batches on which both were timed before a candidate is promoted."""
 
 
 class Verdict(NamedTuple):

@@ -16,7 +16,7 @@ from schemas.windows import rows_of
 from streams.core.cancel import stop
 from streams.core.settings import Settings
 from streams.releases.release_log import ReleaseError
-from streams.state.restore import read_to_end, reader
+from streams.transport.reading import read_to_end, reader
 
 FIRST, WIDE = 10, 50  # items of a user: compared one by one, and by their categories
 SHOWN = 8

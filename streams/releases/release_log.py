@@ -15,9 +15,10 @@ from aiokafka.errors import KafkaError
 
 from schemas.releases import CHANNELS, Channel, Release, decode_release, encode_release
 from streams.core.cancel import stop
+from streams.core.errors import BrokerError
 from streams.core.settings import Kafka
-from streams.state.restore import aio_config, read_to_end, reader
-from streams.transport.topics import BrokerError
+from streams.transport.broker_settings import for_aiokafka
+from streams.transport.reading import read_to_end, reader
 
 SERVED = ("serving", "promoted", "rolled-back")  # states of a record on `serving`: how it came to be served
 TRIED = ("candidate", "shadow", "canary", "refused", "rolled-back", "promoted")  # of one on `candidate`
@@ -173,7 +174,7 @@ def of_record(record: Any) -> Announced:
 
 async def announce(kafka: Kafka, topic: str, channel: Channel, release: Release) -> int:
     """Write one record, acknowledged by all replicas; its offset. Raises BrokerError."""
-    producer = AIOKafkaProducer(**aio_config(kafka), acks="all")
+    producer = AIOKafkaProducer(**for_aiokafka(kafka), acks="all")
     try:
         await producer.start()
         sent = await producer.send_and_wait(topic, encode_release(release), channel.encode(), partition=0)

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.profiles import decode_profile
+from streams.core.clock import now_ms
+from streams.core.errors import StorageError
 from streams.core.settings import Settings
 from streams.monitoring.metrics import Registry
 from streams.serve.models import BatchGet, BatchProfiles, ProfileView, Rank, Ranking, view
 from streams.serve.ranking import Ranker
 from streams.serve.responses import Problem, answer, binary, encode_id, limit, not_yet, passed_on, rows_of
-from streams.state.rocksdb import StorageError
-from streams.state.tablets import now_ms
 
 FORWARDED = "x-currents-forwarded"
 TURN = 16  # profiles of a batch that are made before other requests have their turn: about half a millisecond
@@ -27,7 +27,10 @@ TURN = 16  # profiles of a batch that are made before other requests have their 
 class Source(Protocol):
     """Where profiles come from: what the routes ask of the process behind them."""
 
-    settings: Settings
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+        ...
 
     @property
     def metrics(self) -> Registry:

@@ -12,10 +12,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from streams.core.cancel import stop
+from streams.core.clock import now_ms
 from streams.core.settings import Kafka
 from streams.state.item_store import ItemStore
-from streams.state.restore import CHUNK, read_to_end, reader
-from streams.state.tablets import FLUSH_S, STALE_MS, Tablet, Tablets, now_ms
+from streams.state.tablet import Tablet
+from streams.state.tablets import FLUSH_S, STALE_MS, Tablets
+from streams.transport.reading import CHUNK, read_to_end, reader
 
 log = logging.getLogger("currents.following")
 NOTE_MS = 30_000  # between notes of how far an idle partition is followed
@@ -134,7 +136,7 @@ class Follower:
     def _empty(self, tp: TopicPartition, first: int) -> None:
         log.info("partition %d: does not continue its changelog, emptied", tp.partition)
         self._reached.pop(tp.partition, None)
-        self._tablets.wipe(self._tablet(tp))
+        self._tablet(tp).wipe()
         self._go(tp, first, now_ms())
 
     def _go(self, tp: TopicPartition, offset: int, at: int) -> None:

@@ -12,9 +12,10 @@ from encoder.features import ItemTable
 from encoder.towers import Tower
 from schemas.events import hash64
 from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
+from schemas.portraits import action_begins, interest_begins
 from schemas.profiles import pack_vector, unpack_vector
-from streams.profile.portrait import action_begins, interest_begins
-from streams.state.rocksdb import StorageError, close, failure, open_db, scan, sound
+from streams.core.errors import StorageError
+from streams.state.rocksdb import close, failure, open_db, scan, sound
 
 log = logging.getLogger("currents.items")
 _LOADED = 10_000  # rows applied at once while loading

@@ -4,28 +4,25 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
-from aiokafka.helpers import create_ssl_context
+from aiokafka import TopicPartition
 
 from encoder.features import UNKNOWN, ItemTable
 from schemas.profiles import is_by, is_of, unknown_items
 from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.core.cancel import stop, to_thread
+from streams.core.clock import now_ms
 from streams.core.fault_points import point
 from streams.core.settings import Kafka
-from streams.state.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes, now_ms
-from streams.transport.light_records import LightConsumer
+from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
+from streams.state.tablets import STALE_MS
+from streams.transport.reading import read_to_end, reader
 
 log = logging.getLogger("currents.restore")
-CHUNK = 20_000  # records of one read
-FETCH_BYTES = 1 << 20  # of a partition at once: larger ones are slower, for every one is memory that is new to the process
 NOTHING_MS = 10
 """How long a restore waits for rows before it asks whether there are any: most find none, and the tablet's users wait for it."""
 MOST_SEEN = 250_000  # windows of a tablet whose outline is remembered while it is restored: some 45 MB
@@ -34,61 +31,8 @@ Outline = tuple[int, int] | None
 """(time of the newest event in ms, number of events) of a window; None where there is none."""
 
 
-def reader(kafka: Kafka, reset: str = "earliest", wait_ms: int = 100) -> AIOKafkaConsumer:
-    """A consumer without group, for reading whole partitions.
-
-    `reset`: what an offset that the log does not have leads to. `wait_ms`: how long the broker holds a fetch that finds nothing.
-    """
-    return LightConsumer(**aio_config(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset=reset,
-                         max_partition_fetch_bytes=FETCH_BYTES, fetch_max_wait_ms=wait_ms)  # fmt: skip
-
-
-def aio_config(kafka: Kafka) -> dict[str, Any]:
-    """Connection arguments for aiokafka."""
-    config: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap, "security_protocol": kafka.security_protocol}
-    if kafka.security_protocol.endswith("SSL"):
-        config["ssl_context"] = create_ssl_context(cafile=str(kafka.ssl_ca_file) if kafka.ssl_ca_file else None)
-    if kafka.sasl_password:
-        config |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": kafka.sasl_username}
-        config["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
-    return config
-
-
-async def answers(kafka: Kafka, seconds: float) -> bool:
-    """Whether any broker answers in time."""
-    client = AIOKafkaClient(**aio_config(kafka))
-    try:
-        await asyncio.wait_for(client.bootstrap(), seconds)
-        return True
-    except (KafkaError, OSError, TimeoutError):
-        return False
-    finally:
-        await client.close()
-
-
-async def read_to_end(
-    consumer: AIOKafkaConsumer, start: dict[TopicPartition, int], wait_ms: int = 200
-) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
-    """Records of each partition from its start offset to the end of the log as it is when reached.
-
-    The end is the high watermark of the fetch responses: the only figure that every broker gets right.
-    """
-    consumer.assign(list(start))
-    for tp, offset in start.items():
-        consumer.seek(tp, offset)
-    todo = set(start)
-    while todo:
-        for tp, records in (await consumer.getmany(*todo, timeout_ms=wait_ms, max_records=CHUNK)).items():
-            yield tp, records
-        for tp in list(todo):
-            end = consumer.highwater(tp)
-            if end is not None and await consumer.position(tp) >= end:
-                todo.discard(tp)
-
-
 async def restore(
     tablet: Tablet,
-    tablets: Tablets,
     kafka: Kafka,
     topics: tuple[str, str],
     table: ItemTable,
@@ -96,11 +40,11 @@ async def restore(
     count: Callable[[int], None],
     fallback: str | None = None,
 ) -> list[bytes]:
-    """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
+    """Bring a tablet up to the end of its two changelogs (windows, then profiles). Returns the users whose last rows there are wrong.
 
-    Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
-    replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
-    Users whose profile is of the encoder `fallback` wait for the right one. Whom it returns it notes as owed, until they are published again.
+    Reads the rows that are newer than the tablet. A tablet that is stale, or whose offset lies beyond the log, is emptied first. Windows are merged,
+    not replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event may be lost by that.
+    Users whose profile is of the encoder `fallback` wait for the right one. Marks the returned users as unpublished, until they are published again.
     """
     began, rows, last = time.perf_counter(), 0, dict[str, int]()
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
@@ -112,7 +56,7 @@ async def restore(
         have = {tp: tablet.offset(tp.topic) for tp in parts}
         if any(at and (now_ms() - at > STALE_MS or not first[tp] <= offset + 1 <= end[tp]) for tp, (offset, at) in have.items()):
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
-            tablets.wipe(tablet)
+            tablet.wipe()
             have = dict.fromkeys(parts, (-1, 0))
         seen = Seen(empty=next(tablet.scan("windows"), None) is None)
         steps = (
@@ -127,8 +71,10 @@ async def restore(
                 rows += len(records)
                 count(len(records))
                 point("in-restore")
-        wrong = sorted({*short, *stale, *tablet.waiting(OWED)})
-        tablet.write(waiting=[(OWED, user) for user in wrong], offsets=last, now_ms=now_ms())  # at once: no row is skipped whose user is not noted
+        wrong = sorted({*short, *stale, *tablet.waiting(UNPUBLISHED)})
+        tablet.write(
+            waiting=[(UNPUBLISHED, user) for user in wrong], offsets=last, now_ms=now_ms()
+        )  # at once: no row is skipped whose user is not noted
     finally:
         await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
@@ -225,7 +171,7 @@ def put_profiles(
         for key, user in late:
             noted.setdefault(user, []).append(key)
     waiting = [*late, *awaited(windows, table)]
-    tablet.write(profiles=latest.items(), waiting=waiting, arrived=over, offsets=None if stale else offsets, now_ms=now_ms())
+    tablet.write(profiles=latest.items(), waiting=waiting, resolved=over, offsets=None if stale else offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

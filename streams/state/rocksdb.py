@@ -14,18 +14,12 @@ from typing import Any, TypeVar
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteOptions
 
+from streams.core.errors import DamagedError, StorageError
+
 log = logging.getLogger("currents.storage")
 MARK = "DAMAGED"  # a file in the folder of a RocksDB that is not to be opened again
 YOUNG = 8  # files of a memtable each that are merged at once: more are more to look through, and more on the disk meanwhile
 T = TypeVar("T")
-
-
-class StorageError(RuntimeError):
-    """A data folder that cannot be used: says which, why and what to do."""
-
-
-class DamagedError(StorageError):
-    """A RocksDB whose files are not what was written to them."""
 
 
 def options(cache: Cache | None, write_buffer_bytes: int, read_often: bool = False) -> Options:

@@ -1,6 +1,7 @@
 """Currents' topics: which there are, how they should be, and what differs on the brokers."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +12,16 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 
+from streams.core.errors import BrokerError
 from streams.core.settings import Kafka, Settings
+from streams.transport.broker_settings import for_kafka_python
 
+log = logging.getLogger("currents.worker")
 DAY_MS = 86_400_000
 ANY_TIME = {"message.timestamp.after.max.ms": str(2**63 - 1)}
 """A worker whose clock is ahead must not be stopped by the brokers' one hour: its rows are right, and their times are for information."""
 RELEASES_KEPT_MS = 366 * DAY_MS  # of an old release's record, at least: to go back is to write it again
 DEAD_LETTER_BYTES = 16 << 20  # a dead letter holds the whole original event
-
-
-class BrokerError(RuntimeError):
-    """The brokers cannot be reached or refuse: says which, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,12 @@ def topics(settings: Settings) -> list[Topic]:
 SEEN_S = 20.0  # until a topic just created is listed
 
 
-def client_config(kafka: Kafka) -> dict[str, Any]:
-    """Connection arguments for kafka-python."""
-    config: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap.split(","), "security_protocol": kafka.security_protocol}
-    if kafka.ssl_ca_file:
-        config["ssl_cafile"] = str(kafka.ssl_ca_file)
-    if kafka.sasl_password:
-        config |= {"sasl_mechanism": kafka.sasl_mechanism, "sasl_plain_username": kafka.sasl_username}
-        config["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
-    return config
-
-
 def admin(kafka: Kafka, attempts: int = 5) -> KafkaAdminClient:
     """A connected admin client; tries again with backoff. Raises BrokerError when no broker answers."""
     try:
         for attempt in stamina.retry_context(on=KafkaError, attempts=attempts, wait_initial=0.5, wait_max=10, timeout=None):
             with attempt:
-                return KafkaAdminClient(**client_config(kafka), request_timeout_ms=10_000, bootstrap_timeout_ms=2_000)
+                return KafkaAdminClient(**for_kafka_python(kafka), request_timeout_ms=10_000, bootstrap_timeout_ms=2_000)
     except KafkaError as error:
         why = "no broker answers" if isinstance(error, KafkaTimeoutError) else str(error)
     except (OSError, ValueError) as error:
@@ -149,3 +138,14 @@ def _configs(client: KafkaAdminClient, names: list[str]) -> dict[str, dict[str, 
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     found = client.describe_configs(resources, config_filter="all") if resources else {}
     return {name: {k: c["value"] for k, c in rows.items()} for name, rows in found.get("topic", {}).items()}
+
+
+def prepare(settings: Settings) -> None:
+    """Make Currents' topics and verify all. Raises BrokerError naming what a worker cannot run with."""
+    with asking(settings.kafka) as client:
+        create(client, settings)
+        for topic, what, fatal in differences(client, settings):
+            if fatal:
+                hint = "recreate it or change the setting" if topic.ours else "create it, or run `currents topics --create`"
+                raise BrokerError(f"topic {topic.name} {what}: {hint}")
+            log.warning("topic %s %s", topic.name, what)

@@ -16,6 +16,7 @@ from streams.audit import windows as verify
 from streams.audit.vectors import check_vectors
 from streams.core.settings import Settings
 from streams.ingest.normalise import mappers
+from streams.transport.reading import read_topic
 from testkit.checking import is_event, profiles_wrong, read, tables_wrong
 
 MAY_BE_UNTOLD = 0.005  # of the published rows
@@ -24,7 +25,7 @@ Place = tuple[str, int, int]
 
 
 async def records(settings: Settings, topic: str) -> list[Any]:
-    return await verify.read_topic(settings.kafka, topic, settings.worker.partitions)
+    return await read_topic(settings.kafka, topic, settings.worker.partitions)
 
 
 def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict[bytes, bytes], set[Place]]:

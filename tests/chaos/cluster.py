@@ -20,8 +20,8 @@ from kafka import KafkaConsumer, TopicPartition
 
 from schemas.releases import Release
 from streams.audit import windows as verify
+from streams.core.errors import BrokerError
 from streams.core.fault_points import VARIABLE
-from streams.transport.topics import BrokerError
 from testkit.cluster import Cluster
 from testkit.processes import HTTP, WorkerProcess, wait_for
 from tests.chaos.brokers import Brokers

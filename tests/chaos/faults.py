@@ -12,8 +12,8 @@ from pathlib import Path
 import stamina
 
 from schemas.releases import Release
+from streams.core.errors import BrokerError
 from streams.releases.release_log import announce
-from streams.transport.topics import BrokerError
 from tests.chaos.cluster import ChaosCluster, Slot, empty, until
 from tests.chaos.load import Traffic
 from tests.chaos.schedule import Fault

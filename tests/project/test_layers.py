@@ -61,7 +61,67 @@ def test_libraries(path: Path) -> None:
         assert not used & (heavy | {"onnxruntime", "model2vec"})
     if layer == "streams":
         assert not used & heavy
-        assert "faust" not in used or path.name in ("faust_batches.py", "faust_app.py")
+        assert "faust" not in used or path.name in ("faust_batches.py", "faust_app.py", "broker_settings.py")
+
+
+ROOMS = (
+    "core", "monitoring", "transport", "state", "audit", "ingest", "releases", "profile", "serve", "offline", "processes", "demo", "commands",
+)  # fmt: skip
+"""Of streams/, bottom up: a room imports from itself and from those before it."""
+
+
+def modules(path: Path) -> set[str]:
+    """The modules of the project that a file imports anywhere, also within functions, by dotted name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {name for name in names if (ROOT / (name.replace(".", "/") + ".py")).is_file()}
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if package_of(p) == "streams" and p.parent.name != "streams"], ids=name_of)
+def test_rooms(path: Path) -> None:
+    """A file of streams/ imports only from its own room and from rooms below it; only the command line knows the demo."""
+    rooms = {name.split(".")[1] for name in modules(path) if name.startswith("streams.")}
+    here = path.relative_to(ROOT).parts[1]
+    assert rooms <= set(ROOMS[: ROOMS.index(here) + 1])
+    assert "demo" not in rooms or here in ("demo", "commands")
+
+
+def test_rooms_are_known() -> None:
+    """Every folder of streams/ has its place in the order, and holds no more than a dozen files."""
+    folders = {p.parent for p in FILES if package_of(p) == "streams"} - {ROOT / "streams"}
+    assert {folder.name for folder in folders} == set(ROOMS)
+    for folder in folders:
+        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= 12, folder.name
+
+
+def test_no_circles() -> None:
+    """No file of streams/ imports another that imports it, on whatever way."""
+    names = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): modules(p) for p in FILES if package_of(p) == "streams"}
+    left = {name: {n for n in used if n in names and n != name} for name, used in names.items()}
+    while done := {name for name, used in left.items() if not used}:
+        left = {name: used - done for name, used in left.items() if name not in done}
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("streams.commands.profiles", {"faust", "rocksdict", "aiokafka", "onnxruntime"}),
+        ("streams.commands.releases", {"faust", "rocksdict", "onnxruntime"}),
+        ("streams.releases.release_log", {"faust", "rocksdict", "onnxruntime"}),
+        ("streams.releases.names", {"faust", "rocksdict", "onnxruntime"}),
+        ("streams.commands.main", {"faust", "rocksdict", "aiokafka", "kafka", "onnxruntime", "torch"}),
+    ],
+)
+def test_light_processes(module: str, absent: set[str]) -> None:
+    """A process that only asks or lists loads neither the stream engine nor RocksDB."""
+    code = f"import sys, {module}; print(*({absent!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    assert done.stdout.split() == []
 
 
 def test_worker_is_light() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from streams.offline.log_slices import write_world
+from streams.demo.world_files import write_world
 
 pytestmark = pytest.mark.slow
 

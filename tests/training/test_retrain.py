@@ -20,7 +20,7 @@ from encoder.towers import load_tower
 from schemas.items import item_key
 from schemas.runs import Steps
 from streams.core.settings import load
-from streams.offline.log_slices import write_world
+from streams.demo.world_files import write_world
 from training.compress import pruned
 from training.export import examples, export
 from training.job import Job, Retraining

@@ -25,9 +25,9 @@ from schemas.mapping import Mapper, Rejected
 from schemas.windows import Policy
 from streams.commands.training import job
 from streams.core.settings import Encoding, Settings
+from streams.demo.world_files import write_world
 from streams.offline.log_slices import UNIFIED_EVENTS as EVENTS
 from streams.offline.log_slices import UNIFIED_ITEMS as ITEMS
-from streams.offline.log_slices import write_world
 from training.__main__ import main
 from training.export import export
 from training.job import Job

@@ -28,7 +28,8 @@ from schemas.events import BEHAVIOR_CODE, UNIFIED_EVENTS, encode_event
 from schemas.items import UNIFIED_ITEMS, ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
 from streams.commands.training import job
-from streams.core.settings import Settings, SettingsError
+from streams.core.errors import SettingsError
+from streams.core.settings import Settings
 from testkit.training_logs import ITEMS, everything, made_log
 from tests.training.test_sources import PLAIN, START, run
 from training.__main__ import app, read

@@ -12,7 +12,7 @@ from kafka.admin import NewTopic
 
 from streams.core.cancel import stop
 from streams.core.settings import Kafka
-from streams.state.restore import reader
+from streams.transport.reading import reader
 from testkit.apache import ApacheKafka
 from testkit.cluster import Cluster, wait_for
 

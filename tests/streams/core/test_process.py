@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaConnectionError
 
-from streams.core.process import COLLECT, SWITCH_S, frozen, prepare, tuned
+from streams.core.process import COLLECT, SWITCH_S, frozen, tuned
 from streams.core.settings import Settings
 from streams.transport import topics
+from streams.transport.topics import prepare
 
 
 def test_tuned() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from schemas.windows import Policy
-from streams.core.settings import SettingsError, load, sources
+from streams.core.errors import SettingsError
+from streams.core.settings import load, sources
 
 GOOD = '[kafka]\nbootstrap = "file:1"\n[worker]\npartitions = 3\n[[platforms]]\nname = "shop"\ncode = 1\npreset = "plain"\n'
 

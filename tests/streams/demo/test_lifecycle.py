@@ -13,8 +13,8 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from streams.audit.windows import read_topic
-from streams.core.settings import Settings, SettingsError
+from streams.core.errors import SettingsError
+from streams.core.settings import Settings
 from streams.demo import live as demo
 from streams.demo.embedded_broker import started
 from streams.demo.lifecycle import PARTITIONS, declared, run_lifecycle
@@ -24,6 +24,7 @@ from streams.demo.world import Emitted, World
 from streams.offline.retraining import RetrainError
 from streams.processes.worker import running
 from streams.releases.release_log import candidate
+from streams.transport.reading import read_topic
 from testkit.bundles import variant
 from testkit.live import until, wait
 from tests.streams.processes.test_worker_releases import loaded, settings_of

@@ -11,12 +11,13 @@ from aiokafka import AIOKafkaProducer
 
 from schemas.deadletters import DeadLetter, encode_dead_letter
 from schemas.events import decode_event
-from streams.audit.windows import read_topic
+from streams.core.clock import now_ms
+from streams.core.errors import BrokerError
 from streams.core.settings import Settings
 from streams.ingest.redrive import marks, redrive
-from streams.state.tablets import now_ms
+from streams.transport.reading import read_topic
 from streams.transport.sender import Row, Sender
-from streams.transport.topics import BrokerError, asking, create
+from streams.transport.topics import asking, create
 
 pytestmark = pytest.mark.broker
 PARTITIONS, LETTERS = 3, 1200

@@ -16,6 +16,7 @@ from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.events import encode_event
 from schemas.mapping import Mapper, Rejected
+from streams.core.errors import StorageError
 from streams.core.process import claim
 from streams.core.settings import Settings, load
 from streams.demo.world import World
@@ -23,7 +24,6 @@ from streams.offline.retraining import RetrainError, once
 from streams.releases.bundle_fetch import fetch
 from streams.releases.release_log import announce, candidate, read_history
 from streams.state.item_store import item_rows
-from streams.state.rocksdb import StorageError
 from streams.transport.topics import asking, create
 from tests.training.test_retrain import LAX, SMALL
 from training.export import export

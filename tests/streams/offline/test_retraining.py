@@ -10,7 +10,8 @@ import pytest
 
 from encoder.bundle import DEMO, MANIFEST, open_bundle
 from schemas.runs import Steps
-from streams.core.settings import Settings, SettingsError
+from streams.core.errors import SettingsError
+from streams.core.settings import Settings
 from streams.offline.retraining import RetrainError, _open, publish, scheduled
 
 SERVES = {"version": "a", "bundle": "b", "digest": "c"}

@@ -16,11 +16,11 @@ from encoder.towers import load_tower
 from schemas.archive import Archive, ArchiveError, current
 from schemas.events import Event, encode_event
 from schemas.items import ItemVector, encode_item_vector
+from streams.core.errors import StorageError
 from streams.core.settings import Settings
 from streams.offline.log_slices import newest_slice, slice_of, write_slice, write_topic
 from streams.processes import archiver as archiving
 from streams.processes.archiver import Writer, run
-from streams.state.rocksdb import StorageError
 from streams.transport.topics import asking, create
 from training.batches import batch, epoch
 from training.log import EventLog

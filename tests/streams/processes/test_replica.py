@@ -20,13 +20,15 @@ from aiokafka import AIOKafkaProducer
 from encoder.towers import load_tower
 from schemas.profiles import Profile, encode_profile
 from schemas.releases import Release
+from streams.core.clock import now_ms
 from streams.core.settings import Settings
 from streams.demo.embedded_broker import embedded
 from streams.processes.replica import BEHIND, Replica
 from streams.processes.replica import running as replicating
 from streams.processes.worker import running as working
 from streams.releases.release_log import announce
-from streams.state.tablets import STALE_MS, Tablet, now_ms
+from streams.state.tablet import Tablet
+from streams.state.tablets import STALE_MS
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, create
 from testkit import live

@@ -19,12 +19,12 @@ from encoder.towers import load_tower
 from schemas.profiles import Profile, decode_profile
 from schemas.releases import Release, encode_release
 from streams.audit.vectors import Vectors, check_vectors
-from streams.audit.windows import read_topic
+from streams.core.clock import now_ms
 from streams.core.settings import Settings
 from streams.processes.worker import Worker, running
 from streams.releases.release_log import announce, candidate
 from streams.releases.routing import in_canary
-from streams.state.tablets import now_ms
+from streams.transport.reading import read_topic
 from testkit import live
 from testkit.bundles import nan_weights, rewrite, variant
 from testkit.live import PARTITIONS, until

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from encoder.features import ItemTable, featurize
 from schemas.events import BEHAVIOR_CODE
 from schemas.items import item_key
+from schemas.portraits import action_begins, interest_begins
 from schemas.windows import DTYPE, VERSION
-from streams.profile.portrait import Style, action_begins, interest_begins, interests
+from streams.profile.portrait import Style, interests
 
 HOUR = 3_600_000
 WEIGHTS = {"view": 1.0, "buy": 6.0, "hide": -4.0, "rate": 3.0}

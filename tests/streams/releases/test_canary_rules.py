@@ -15,17 +15,18 @@ from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
 from schemas.items import Item, item_key
+from schemas.releases import Rules
 from schemas.windows import ROW, VERSION, Policy
 from streams.monitoring.metrics import Metrics
 from streams.profile import profiler as profiling
 from streams.profile.encoder_guard import EncoderDown
 from streams.profile.portrait import Style, interests
 from streams.profile.profiler import Profiler
-from streams.releases.canary_rules import Rules, Sums, Trial, decide, figures, interval, slower
+from streams.releases.canary_rules import Sums, Trial, decide, figures, interval, slower
 from streams.releases.online_eval import TIMED, Observer, hit
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 
 RULES = Rules(alpha=0.05, tolerated=0.02, least=200, most=5_000)
 PROMPT = (1.0,) * RULES.timed

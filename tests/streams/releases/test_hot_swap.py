@@ -180,8 +180,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def swapper(tmp_path: Path, table: ItemTable, pool: ThreadPoolExecutor, **more: Any) -> Swapper:
     cache = tmp_path / "cache"
-    given = {"load": lambda r, beside: load(r, cache, beside), "retry_s": 0.0, **more}
-    return Swapper(Lineup(BASELINE), [], given["load"], table, pool, Metrics(), cache, given["retry_s"])
+    given = {"load": lambda r, beside: load(r, cache, beside), "retry_s": 0.0, "switched": lambda: None, **more}
+    return Swapper(Lineup(BASELINE), [], given["load"], table, pool, Metrics(), cache, given["retry_s"], given["switched"])
 
 
 def records(first: int, *rows: tuple[str, Release]) -> list[Announced]:
@@ -192,8 +192,8 @@ def test_swap_and_back(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     """A record changes encoder and item vectors in one assignment; a broken one changes nothing; going back gives the earlier vectors to the bit."""
     table, windows = examples(TOWER.dims, 32)
     features = featurize(windows, table, 32)
-    s, changes = swapper(tmp_path, table, pool), list[Lineup]()
-    s.switched = lambda: changes.append(s.lineup)
+    changes = list[Lineup]()
+    s = swapper(tmp_path, table, pool, switched=lambda: changes.append(s.lineup))
     v1, v2 = variant(tmp_path / "1", "v1", 1), variant(tmp_path / "2", "v2", 2)
     broken = msgspec.structs.replace(v2, digest="f" * 64, version="v3")
 

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from schemas.profiles import encode_profile, unpack_vector
+from streams.core.errors import StorageError
 from streams.processes.replica import BEHIND, header, keep
 from streams.serve.models import view
 from streams.state.followers import Behind
-from streams.state.rocksdb import StorageError
 from tests.schemas.test_codecs import PROFILE
 
 CASES = [

@@ -6,9 +6,9 @@ import numpy as np
 
 from encoder.features import UNKNOWN, ItemTable
 from schemas.items import Item, ItemVector, encode_item_vector, item_key
+from schemas.portraits import action_begins, interest_begins
 from schemas.profiles import pack_vector
 from schemas.windows import DTYPE, VERSION
-from streams.profile.portrait import action_begins, interest_begins
 from streams.state.item_store import ItemStore, item_rows
 from streams.state.restore import awaited
 

@@ -20,7 +20,8 @@ from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, r
 from streams.audit.windows import offline_windows
 from streams.core.settings import Kafka
 from streams.state.restore import Seen, merge, put_profiles, put_windows, restore
-from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, key_bytes
+from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
+from streams.state.tablets import Tablets
 
 POLICY = Policy(6)
 EVENTS = 40
@@ -238,8 +239,8 @@ STALE = {
 }
 
 
-def restored(tablets: Tablets, tablet: Tablet) -> Coroutine[Any, Any, list[bytes]]:
-    return restore(tablet, tablets, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, lambda n: None)
+def restored(tablet: Tablet) -> Coroutine[Any, Any, list[bytes]]:
+    return restore(tablet, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, lambda n: None)
 
 
 def test_owed_until_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +248,13 @@ def test_owed_until_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: Log(STALE))
     tablets = Tablets(tmp_path, 8, 4)
     (tablet,) = tablets.assign({1}, 1)
-    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
-    assert (tablet.offset("w")[0], tablet.offset("p")[0], list(tablet.waiting(OWED))) == (2, 1, [b"u", b"v"])
-    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
+    assert asyncio.run(restored(tablet)) == [b"u", b"v"]
+    assert (tablet.offset("w")[0], tablet.offset("p")[0], list(tablet.waiting(UNPUBLISHED))) == (2, 1, [b"u", b"v"])
+    assert asyncio.run(restored(tablet)) == [b"u", b"v"]
     tablets.assign(set(), 2)
     (tablet,) = tablets.assign({1}, 3)
-    tablet.write(arrived=[(OWED, b"u")])
-    assert asyncio.run(restored(tablets, tablet)) == [b"v"]
+    tablet.write(resolved=[(UNPUBLISHED, b"u")])
+    assert asyncio.run(restored(tablet)) == [b"v"]
     tablets.close()
 
 
@@ -272,7 +273,7 @@ def test_cancelled_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tablet, "write", slowly)
 
     async def scenario() -> None:
-        tablet.restore_by(lambda: restored(tablets, tablet), asyncio.ensure_future)
+        tablet.restore_by(lambda: restored(tablet), asyncio.ensure_future)
         await asyncio.to_thread(writes.wait, 20)
         frozen = asyncio.ensure_future(tablets.freeze())
         await asyncio.sleep(0.05)

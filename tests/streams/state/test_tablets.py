@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from streams.core.cancel import to_thread
+from streams.core.errors import StorageError
 from streams.core.process import claim
 from streams.monitoring.metrics import Metrics
-from streams.profile.late_items import Late
-from streams.profile.update import Updater
-from streams.state.rocksdb import StorageError
-from streams.state.tablets import Tablet, Tablets, key_bytes
+from streams.profile.encoding_thread import EncodingThread
+from streams.profile.late_items import LateItems
+from streams.profile.recompute import Recomputer
+from streams.state.tablet import Tablet, key_bytes
+from streams.state.tablets import Tablets
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_waiting(tmp_path: Path) -> None:
     a, b, last = b"\0" * 8, b"\0" * 7 + b"\1", b"\xff" * 8
     tablet.write(waiting=[(a, b"u"), (a, b"v"), (b, b"u"), (last, b"z")])
     assert (list(tablet.waiting(a)), list(tablet.awaited())) == ([b"u", b"v"], [a, b, last])
-    tablet.write(arrived=[(a, b"u"), (a, b"v"), (last, b"z")])
+    tablet.write(resolved=[(a, b"u"), (a, b"v"), (last, b"z")])
     assert (list(tablet.waiting(a)), list(tablet.awaited())) == ([], [b])
     tablet.close()
 
@@ -63,16 +66,16 @@ def test_generations(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-class Noted(Updater):
+class Noted(Recomputer):
     """One that notes whom it is to encode again."""
 
     def __init__(self, tablets: Tablets) -> None:
-        self.users, self.turn, self._tablets = list[bytes](), asyncio.Lock(), tablets
+        self.users, self._tablets, self._thread = list[bytes](), tablets, EncodingThread(ThreadPoolExecutor(1), tablets)
 
     async def outdated(self, tablet: Tablet, users: list[bytes]) -> list[bytes]:
         return users
 
-    async def again(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
+    async def recompute(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
         self.users += users
         return asyncio.create_task(asyncio.sleep(0, True)), 0.0
 
@@ -82,19 +85,19 @@ def test_late_items_outlive_a_rebalance(tmp_path: Path, waits_for: str) -> None:
     """Items that came late are not forgotten when the generation passes while their tablet, or a quiet moment, is waited for."""
 
     async def scenario() -> None:
-        tablets, pressed = Tablets(tmp_path, 8, 4), waits_for == "live events"
+        tablets, overloaded = Tablets(tmp_path, 8, 4), waits_for == "live events"
         noted = Noted(tablets)
-        late = Late(tablets, noted, Metrics(), lambda: pressed)
+        late = LateItems(tablets, noted, Metrics(), lambda: overloaded)
         (tablet,) = tablets.assign({1}, 7)
         tablet.write(waiting=[(key_bytes(5), b"u")])
-        if pressed:
+        if overloaded:
             tablet.restored.set()
         running = asyncio.create_task(late.forever())
         late.arrived([5])
         await asyncio.sleep(0.05)
         tablets.assign({1}, 8)
         tablet.restored.set()
-        pressed = False
+        overloaded = False
         async with asyncio.timeout(20):
             while not noted.users or late.pending():
                 await asyncio.sleep(0.05)
@@ -161,7 +164,7 @@ def test_wipe(tmp_path: Path) -> None:
     tablets = Tablets(tmp_path, 8, 4)
     (tablet,) = tablets.assign({1}, 1)
     tablet.write([(b"u", b"w")], offsets={"t": 1}, now_ms=1)
-    tablets.wipe(tablet)
+    tablet.wipe()
     assert (list(tablet.scan("windows")), tablet.offset("t")) == ([], (-1, 0))
     tablet.write([(b"u", b"w2")])
     assert tablet.windows([b"u"]) == [b"w2"]
@@ -188,10 +191,10 @@ def test_one_worker_per_folder(tmp_path: Path) -> None:
     claim(tmp_path / "data").close()
 
 
-def test_strange_rows(tmp_path: Path) -> None:
+def test_foreign_rows(tmp_path: Path) -> None:
     """Rows of another worker among or before ours: the tablet is not trusted, and its offset stays in front of them."""
-    tablets, found = Tablets(tmp_path, 8, 4), list[Tablet]()
-    tablets.distrusted = found.append
+    found = list[Tablet]()
+    tablets = Tablets(tmp_path, 8, 4, begin_restore=found.append)
     (tablet,) = tablets.assign({1}, 1)
     tablet.restored.set()
     tablets.published(tablet, "t", rows=3, last=2, now_ms=1)
@@ -202,12 +205,12 @@ def test_strange_rows(tmp_path: Path) -> None:
     tablets.close()
 
 
-def test_strange_rows_while_revoked(tmp_path: Path) -> None:
+def test_foreign_rows_while_revoked(tmp_path: Path) -> None:
     """Rows of another worker found while partitions are on the move begin no restore, which nobody would end before the tablet is closed."""
 
     async def scenario() -> None:
-        tablets, found = Tablets(tmp_path, 8, 4), list[Tablet]()
-        tablets.distrusted = found.append
+        found = list[Tablet]()
+        tablets = Tablets(tmp_path, 8, 4, begin_restore=found.append)
         (tablet,) = tablets.assign({1}, 1)
         tablet.restored.set()
         await tablet.publishing.acquire()
@@ -216,7 +219,7 @@ def test_strange_rows_while_revoked(tmp_path: Path) -> None:
         tablets.published(tablet, "t", rows=2, last=9, now_ms=2)
         tablet.publishing.release()
         await frozen
-        assert (found, tablet.strange, tablet.restored.is_set()) == ([], True, False)
+        assert (found, tablet.foreign_rows_seen, tablet.restored.is_set()) == ([], True, False)
         tablets.close()
 
     asyncio.run(scenario())

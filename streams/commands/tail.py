@@ -1,0 +1,33 @@
+"""`currents tail`: the changelog of profiles, or the topic of releases, followed without end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from schemas.profiles import Profile, decode_profile
+from streams.core.settings import Settings
+from streams.releases.release_log import Announced, of_record
+from streams.transport.clients import consumer, partitions
+
+
+def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterator[tuple[str, Profile | None]]:
+    """(user, profile) as the changelog says it, without end; None = erased."""
+    for r in _tail(settings, "profiles", from_beginning):
+        user = r.key.decode("utf-8", "replace")
+        if not users or user in users:
+            yield user, decode_profile(r.value) if r.value else None
+
+
+def follow_releases(settings: Settings, from_beginning: bool) -> Iterator[Announced]:
+    """Records of the topic of releases, without end."""
+    yield from map(of_record, _tail(settings, "releases", from_beginning))
+
+
+def _tail(settings: Settings, topic: str, from_beginning: bool) -> Iterator[Any]:
+    """Records of one of our topics, without end."""
+    client = consumer(settings)
+    tps = partitions(client, settings.topic(topic))
+    client.assign(tps)
+    client.seek_to_beginning(*tps) if from_beginning else client.seek_to_end(*tps)
+    while True:
+        for records in client.poll(500).values():
+            yield from records
