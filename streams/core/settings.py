@@ -20,6 +20,7 @@ from streams.core.errors import SettingsError
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
+NO_SETTINGS = (CONFIG_VARIABLE, "CURRENTS_DATA")  # the latter names the folder of the research data to the tests
 CONFIG_FILE = "currents.toml"
 BEHAVIOR_WEIGHTS = {
     "view": 1.0, "click": 1.0, "read": 1.5, "like": 3.0, "follow": 3.0, "share": 3.0, "comment": 3.0,
@@ -290,7 +291,7 @@ def load(path: Path | None = None) -> Settings:
     values, name = read_file(path)
     known = {f"{ENV_PREFIX}{section}".upper() for section in Settings.model_fields}
     for variable in os.environ:
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper() != CONFIG_VARIABLE and variable.upper().split("__")[0] not in known:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in NO_SETTINGS and variable.upper().split("__")[0] not in known:
             raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>")
     try:
         return Settings(**values)

@@ -69,6 +69,12 @@ def test_mistakes(config: Path, text: str, says: tuple[str, ...]) -> None:
         assert one in str(caught.value)
 
 
+def test_variable_of_the_tests(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that names the research data to the tests is no mistake: processes that tests start inherit it."""
+    monkeypatch.setenv("CURRENTS_DATA", "somewhere")
+    assert load(config).worker.prefix
+
+
 def test_mistakes_in_the_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is no setting is refused, and a bad value says that it comes from the environment."""
     monkeypatch.setenv("CURRENTS_WORKR__PARTITIONS", "5")
