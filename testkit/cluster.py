@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import tomli_w
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from schemas.deadletters import decode_dead_letter
-from streams.core.settings import Settings, to_toml
+from streams.core.settings import Settings
 from streams.transport.topics import asking, create
 from testkit.checking import RIGHT, compare, read
 from testkit.load import Load as _Load
@@ -46,7 +47,7 @@ class Cluster:
         values |= {"kafka": {"bootstrap": bootstrap}, **settings}
         self.settings = Settings(**values)
         self.config = folder / f"{prefix}.json.toml"
-        self.config.write_text(to_toml(values))
+        self.config.write_text(tomli_w.dumps(values))
         with asking(self.settings.kafka) as client:
             create(client, self.settings, platforms=True)
         self.partitions = self.settings.worker.partitions

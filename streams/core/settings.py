@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -271,19 +270,6 @@ class _Environment(EnvSettingsSource):
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
         self.env_vars = {k: v for k, v in self.env_vars.items() if k.upper() != CONFIG_VARIABLE}
-
-
-def to_toml(values: dict[str, Any]) -> str:
-    """Settings as TOML: JSON's scalars, lists and inline tables are TOML's but for `:` and null."""
-
-    def show(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{ " + ", ".join(f"{orjson.dumps(k).decode()} = {show(v)}" for k, v in value.items()) + " }"
-        if isinstance(value, list | tuple):
-            return "[" + ", ".join(map(show, value)) + "]"
-        return orjson.dumps(value).decode()
-
-    return "\n".join(f"{key} = {show(value)}" for key, value in values.items()) + "\n"
 
 
 def load(path: Path | None = None) -> Settings:

@@ -71,7 +71,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "version": (lambda f: None, {"version": "v9"}, "version = 'v1', but the release says 'v9'"),
     "space": (lambda f: None, {"space_id": "s9"}, "space_id = 'space-v1'"),
     "no graph": (lambda f: ((f / ONNX).write_bytes(b"x"), rewrite(f)), {}, "encoder.onnx"),
-    "NaN residuals": (lambda f: (infinite_residuals(f), rewrite(f)), {}, "not finite"),
+    "NaN residuals": (lambda f: [spoil(f) for spoil in (infinite_residuals, rewrite)], {}, "not finite"),
     "NaN weights": (lambda f: (nan_weights(ONNX)(f), rewrite(f)), {}, "interest vectors are not finite"),
     "NaN items": (lambda f: (nan_weights(ITEMS)(f), rewrite(f)), {}, "not finite"),
     "paths": (lambda f: (f / MANIFEST).write_text('{"files": {"../x": "0"}}'), {}, "plain names"),
@@ -194,7 +194,7 @@ def test_swap_and_back(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     table, windows = examples(TOWER.dims, 32)
     features = featurize(windows, table, 32)
     changes = list[Lineup]()
-    s = swapper(tmp_path, table, pool, switched=lambda: changes.append(s.lineup))
+    s: Swapper = swapper(tmp_path, table, pool, switched=lambda: changes.append(s.lineup))
     v1, v2 = variant(tmp_path / "1", "v1", 1), variant(tmp_path / "2", "v2", 2)
     broken = msgspec.structs.replace(v2, digest="f" * 64, version="v3")
 
