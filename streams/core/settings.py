@@ -38,6 +38,9 @@ class Kafka(Section):
 
     bootstrap: str = Field("127.0.0.1:9092", description="Brokers, `host:port`, comma-separated")
     replication: int = Field(1, ge=1, description="Replication factor of the topics that Currents creates")
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed", description="Transactions on the platforms' topics: their records are taken once committed, or as they come"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="Protocol towards the brokers")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism, with a SASL protocol")
     sasl_username: str | None = Field(None, description="SASL user")

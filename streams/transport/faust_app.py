@@ -49,4 +49,6 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         autodiscover=False,
     )
     app.linger_ms = w.linger_ms
+    if k.isolation == "read_committed":
+        app.committed_topics = {topic for p in settings.platforms for topic in (p.topic, p.items_topic) if topic}
     return app

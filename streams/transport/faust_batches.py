@@ -29,16 +29,18 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from streams.core.fault_points import point
-from streams.transport.light_records import light
+from streams.transport.isolation import read_committed
+from streams.transport.light_records import empty_range, light
 
 log = logging.getLogger("currents.batches")
 
 
 class RecordBatch(ConsumerMessage):
-    """`value`: aiokafka records of one partition, in order; an ack covers the offsets `first`..`offset`."""
+    """`value`: aiokafka records of one partition, in order; an ack covers the offsets from `first` to before `end`."""
 
-    __slots__ = ("first",)
+    __slots__ = ("end", "first")
     first: int
+    end: int
 
 
 class BatchTopic(faust.Topic):
@@ -49,7 +51,7 @@ class BatchTopic(faust.Topic):
         return Event(self.app, None, message.value, None, message)
 
 
-REREADS = 2  # the same hole again and again is real: control records of transactions, compaction, retention
+REREADS = 2  # the same hole again and again is real, where a fetch does not say from which offset it was read
 METADATA_S = 0.2  # between questions for topics that a broker does not know yet
 FETCH_WAIT_MS = 25  # without a linger. Faust's 1500 is what a record waits whose partition is not in the fetch that is under way
 FETCH_BYTES = 256 << 10  # for which a broker lingers: more than comes in that time while a worker keeps up
@@ -70,7 +72,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         """Fetch light records, and note when the group last heard of this worker."""
         await super().on_start()
-        light(self._consumer)
+        light(self._consumer, self.app.committed_topics)
+        if self.app.committed_topics:
+            read_committed(self._consumer, self.app.committed_topics)
         coordinator = self._consumer._coordinator
         heartbeat = coordinator._do_heartbeat
 
@@ -89,6 +93,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return await assign(response)
 
         coordinator._perform_assignment = assigned
+
+    def empty_range(self, tp: TP) -> tuple[int, int] | None:
+        """Offsets of an assigned partition that the newest fetches passed without any record."""
+        return None if self._consumer is None else empty_range(self._consumer, TopicPartition(*tp))
+
+    def end(self, tp: TP) -> int | None:
+        """The offset at which an assigned partition ends for this consumer, as of the last fetch: before an open transaction where it waits."""
+        consumer, tp = self._ensure_consumer(), TopicPartition(*tp)
+        stable = consumer.last_stable_offset(tp) if tp.topic in self.app.committed_topics else None
+        high: int | None = consumer.highwater(tp)
+        return high if stable is None or stable < 0 else stable
 
     async def on_thread_stop(self) -> None:
         """Without brokers neither what is asked of them nor the group's goodbye is waited for."""
@@ -172,6 +187,8 @@ class BatchConsumer(driver.Consumer):
         records, active = await self._wait_next_records(timeout)
         if records is None or self.should_stop:
             return
+        if self.flow_active and self.app.consumer_generation_id == generation:
+            self._pass_empty()
         for tp, fetched in records.items():
             if active is not None and tp not in active and tp not in self._buffered_partitions:
                 continue
@@ -184,12 +201,13 @@ class BatchConsumer(driver.Consumer):
                 yield tp, batch
 
     async def _batch(self, tp: TP, records: list[Any], generation: int) -> RecordBatch | None:
-        due = self._due.get(tp)
+        due, end = self._due.get(tp), getattr(records, "end", records[-1].offset + 1)
         if due is not None:
+            first = getattr(records, "first", None)
             records = [r for r in records if r.offset >= due]
             if not records:
                 return None
-            hole = (due, records[0].offset)
+            hole = (due, records[0].offset if first is None else first)
             if hole[1] > due and self._holes[tp, *hole] < REREADS:
                 log.warning("%s: fetched from offset %d where %d was due: reading again", tp, hole[1], due)
                 self.holes_reread += 1
@@ -201,9 +219,17 @@ class BatchConsumer(driver.Consumer):
         batch = RecordBatch(
             tp.topic, tp.partition, last.offset, last.timestamp / 1000, 0, None, None, records, None, 0, 0, tp, generation_id=generation
         )
-        batch.first = records[0].offset if due is None else due
-        self._due[tp] = last.offset + 1
+        batch.first, batch.end = records[0].offset if due is None else due, end
+        self._due[tp] = end
         return batch
+
+    def _pass_empty(self) -> None:
+        """Where everything is acked, what the newest fetches passed without any record is done too: markers and aborted records of transactions."""
+        for tp, due in self._due.items():
+            empty = self._thread.empty_range(tp)
+            if empty is not None and self._handled.get(tp) == due and empty[0] <= due < empty[1]:
+                self._due[tp] = self._handled[tp] = empty[1]
+                self._acked[tp][:] = [empty[1] - 1]
 
     async def _seek(self, partition: TP, offset: int) -> None:
         await self._thread.call_thread(self._thread._ensure_consumer().seek, partition, offset)
@@ -213,10 +239,10 @@ class BatchConsumer(driver.Consumer):
         return bool(await super()._commit(offsets))
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Batches know their first offset; gaps inside (compaction) need no bookkeeping."""
+        """Batches know their first offset and their end; gaps inside (compaction, transactions) need no bookkeeping."""
 
     def ack(self, message: Any) -> bool:
-        """Everything up to the batch's last offset is done, if everything before the batch is."""
+        """Everything before the batch's end is done, if everything before the batch is."""
         if message.acked:
             return False
         tp = message.tp
@@ -227,8 +253,8 @@ class BatchConsumer(driver.Consumer):
             self.lost_batches += 1
             self._lost.add(tp)
             return False
-        self._handled[tp] = message.offset + 1
-        self._acked[tp][:] = [message.offset]
+        self._handled[tp] = message.end
+        self._acked[tp][:] = [message.end - 1]
         self._n_acked += len(message.value)
         return True
 
@@ -257,6 +283,8 @@ class BatchApp(faust.App):
 
     linger_ms = 0.0
     """For how long a broker may hold a fetch, so that more comes at once."""
+    committed_topics: Collection[str] = ()
+    """Topics whose transactions are waited for, and left out where they are aborted."""
     alone = False
     """No broker answers: on the way out nobody is waited for."""
 
@@ -304,8 +332,6 @@ class BatchApp(faust.App):
         return all(self.consumer._handled.get(tp, 0) >= end for tp, end in ends.items())
 
     def lag(self, tp: TP) -> int | None:
-        """Records of an assigned partition that are not acked yet, as far as the last fetch knows; None before the first."""
-        consumer = self.consumer
-        high = consumer.highwater(TopicPartition(*tp))
-        done = consumer._handled.get(tp)
-        return None if high is None or done is None else max(0, high - done)
+        """Offsets of an assigned partition that are to come or not acked yet, as far as the last fetch knows; None before the first."""
+        end, done = self.consumer._thread.end(tp), self.consumer._handled.get(tp)
+        return None if end is None or done is None else max(0, end - done)
