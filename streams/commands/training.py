@@ -145,7 +145,7 @@ def job(
             data = folder
         row = {
             "data": data,
-            "platforms": [p.model_dump(mode="json") for p in settings.platforms],
+            "platforms": settings.declared(),
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,

@@ -259,6 +259,11 @@ class Settings(BaseSettings):
         """Whether the topic of releases says which encoder serves."""
         return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
+    def declared(self) -> list[dict[str, Any]]:
+        """The platforms as JSON that another process reads as these same mappings: by the keys of the settings file, such as `in` of a filter."""
+        rows = [platform.model_dump(mode="json", by_alias=True) for platform in self.platforms]
+        return [row | {"items_topic": row["items_topic"] or "none"} for row in rows]
+
     def topic(self, name: str) -> str:
         """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""
         return f"{self.worker.prefix}.{name}"
