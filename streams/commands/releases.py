@@ -14,6 +14,7 @@ import typer
 from schemas.releases import Channel, Release
 from streams.commands.terminal import Config, Json, print_json, print_line, print_table
 from streams.core.settings import Settings, load
+from streams.core.settings_errors import masked
 from streams.releases.names import clock, encoder_of, fields, find, history_of, line, named, row_of
 
 releases = typer.Typer(no_args_is_help=True, help="Which encoder is served, which is on trial, and what to change about it.")
@@ -83,7 +84,7 @@ def show_release(version: Version = None, json: Json = False, config: Config = N
         print_json(row)
         return
     for key, value in row.items():
-        print_line(f"{key}: {value}")
+        print_line(f"{key}: {masked(str(value))}")
 
 
 @releases.command("diff")

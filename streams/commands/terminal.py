@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streams.core.printable import printable
+from streams.core.settings_errors import masked
 
 WIDE = 10_000  # columns where nobody looks on: files and pipes want whole cells
 out, err = Console(), Console(stderr=True)
@@ -49,8 +50,8 @@ def show(drawn: RenderableType) -> None:
 
 
 def complain(text: str) -> None:
-    """What went wrong, on stderr."""
-    lines = "\n".join(map(printable, text.splitlines()))
+    """What went wrong, on stderr; credentials in URLs are masked."""
+    lines = "\n".join(map(printable, masked(text).splitlines()))
     err.print(Text.assemble(("currents:", "bold red"), " ", lines), soft_wrap=True)
 
 
