@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from encoder.recipe import Compress
 from streams.commands.dead_letters import letters
 from streams.commands.releases import releases
-from streams.commands.terminal import Config, Json, err, out, print_json, progress
+from streams.commands.terminal import Config, Json, complain, out, print_json, print_line, print_table, progress, show
 from streams.commands.training import register
 from streams.core.errors import SettingsError
 from streams.core.settings import load, sources
@@ -33,7 +31,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except _problems() as error:
-        err.print(f"[bold red]currents:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+        complain(str(error))
         sys.exit(1)
 
 
@@ -134,7 +132,7 @@ def topics(
         print_json(rows)
     else:
         for row in rows:
-            out.print(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}", highlight=False)
+            print_line(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}")
     raise typer.Exit(any(fatal for _, _, fatal in found))
 
 
@@ -158,7 +156,7 @@ def produce(
     with progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
         task = bar.add_task("")
         n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
-    print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
+    print_json({"sent": n}) if json else print_line(f"{n:,} records sent and acknowledged")
 
 
 @app.command()
@@ -174,7 +172,7 @@ def query(
 
     rows = profiles(load(config), url, user, vector)
     for row in rows:
-        print_json(row) if json else out.print(show_profile(row))
+        print_json(row) if json else show(show_profile(row, out.is_terminal))
 
 
 @app.command()
@@ -193,12 +191,9 @@ def rank(
     if json:
         print_json(row)
         return
-    table = Table("item", "score", box=None)
-    for ranked in row["ranked"]:
-        table.add_row(ranked["item"], f"{ranked['score']:+.3f}")
-    out.print(table)
+    print_table(("item", "score"), ((ranked["item"], f"{ranked['score']:+.3f}") for ranked in row["ranked"]))
     if row["unknown"]:
-        out.print(f"without a vector: {', '.join(row['unknown'])}", highlight=False)
+        print_line(f"without a vector: {', '.join(row['unknown'])}")
 
 
 @app.command()
@@ -219,11 +214,11 @@ def tail(
         from streams.releases.names import said
 
         for n, record in enumerate(follow_releases(load(config), from_beginning), 1):
-            print_json(release_row(record)) if json else out.print(said(record), highlight=False, soft_wrap=True, markup=False)
+            print_json(release_row(record)) if json else print_line(said(record))
             if n == limit:
                 return
     for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
-        print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
+        print_json(row_of(name, profile)) if json else print_line(line(name, profile))
         if n == limit:
             return
 
@@ -235,10 +230,7 @@ def settings(json: Json = False, config: Config = None) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("key", "value", "source", box=None)
-    for row in rows:
-        table.add_row(*row.values())
-    out.print(table)
+    print_table(("key", "value", "source"), (tuple(row.values()) for row in rows))
 
 
 @app.command()
@@ -252,7 +244,7 @@ def check(json: Json = False, config: Config = None) -> None:
     else:
         for row in rows:
             out.print(f"{'[green]ok  [/]' if row.ok else '[red]FAIL[/]'} {row.what}: ", end="")
-            out.print(row.says, markup=False, highlight=False, soft_wrap=True)
+            print_line(row.says)
     raise typer.Exit(not all(row.ok for row in rows))
 
 

@@ -70,10 +70,10 @@ def ranking(settings: Settings, url: str | None, user: str, items: list[str], co
     return row
 
 
-def show_profile(row: dict[str, Any]) -> RenderableType:
-    """A profile as answered, for the terminal."""
+def show_profile(row: dict[str, Any], expand: bool) -> RenderableType:
+    """A profile as answered, for the terminal; `expand`: as wide as it."""
     shown = {**row, "vector": b"", "vector_type": ""}
-    return portrait(msgspec.convert(shown, Profile), row["user_id"])
+    return portrait(msgspec.convert(shown, Profile), row["user_id"], expand)
 
 
 def row_of(user: str, profile: Profile | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from schemas.mapping import PlatformMapping
 from schemas.releases import Rules
 from schemas.windows import Policy
 from streams.core.errors import SettingsError
+from streams.core.settings_errors import masked, nearest, say
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
@@ -262,6 +263,11 @@ class Settings(BaseSettings):
         """Whether the topic of releases says which encoder serves."""
         return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
+    def declared(self) -> list[dict[str, Any]]:
+        """The platforms as JSON that another process reads as these same mappings: by the keys of the settings file, such as `in` of a filter."""
+        rows = [platform.model_dump(mode="json", by_alias=True) for platform in self.platforms]
+        return [row | {"items_topic": row["items_topic"] or "none"} for row in rows]
+
     def topic(self, name: str) -> str:
         """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""
         return f"{self.worker.prefix}.{name}"
@@ -281,14 +287,16 @@ def load(path: Path | None = None) -> Settings:
     known = {f"{ENV_PREFIX}{section}".upper() for section in Settings.model_fields}
     for variable in os.environ:
         if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in NO_SETTINGS and variable.upper().split("__")[0] not in known:
-            raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>")
+            hint = nearest(variable.upper().split("__")[0], known)
+            raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>{hint}")
     try:
         return Settings(**values)
     except ValidationError as error:
         environment = _Environment(Settings)()
-        raise SettingsError("\n".join(_say(e, name, environment) for e in error.errors())) from None
+        told = [say(e, "environment" if _within(e["loc"], environment) else name, values | environment, Settings) for e in error.errors()]
+        raise SettingsError("\n".join(told)) from None
     except Exception as error:  # pydantic-settings wraps JSON errors of complex variables in its own type
-        raise SettingsError(f"environment: {error}") from None
+        raise SettingsError(f"environment: {masked(str(error))}") from None
 
 
 def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
@@ -305,18 +313,14 @@ def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
         raise SettingsError(f"{file}: not TOML: {error}") from None
 
 
-def _say(error: Mapping[str, Any], name: str, environment: Mapping[str, Any]) -> str:
-    loc = [str(part) for part in error["loc"]]
-    key = ".".join(loc) or "settings"
-    if loc and (loc[0] in environment if len(loc) == 1 else loc[1] in environment.get(loc[0], {})):
-        name = "environment"
-    value = error.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) or "password" in key else f" = {value!r:.100}"
-    return f"{name}: {key}{shown}: {error['msg']}"
+def _within(loc: Sequence[int | str], environment: Mapping[str, Any]) -> bool:
+    """Whether what stands at a place of the settings came from the environment."""
+    section = environment.get(str(loc[0])) if loc else None
+    return section is not None and (len(loc) == 1 or not isinstance(section, dict) or loc[1] in section)
 
 
 def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str, str, str]]:
-    """(key, value, source) of every effective setting; source is "default", "environment" or the file. Secrets are masked."""
+    """(key, value, source) of every effective setting; source is "default", "environment" or the file. Secrets are masked, those in URLs too."""
     values, name = read_file(path)
     environment = _Environment(Settings)()
     for section, field in Settings.model_fields.items():
@@ -328,4 +332,4 @@ def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str,
         del field
         for key, value in chosen:
             source = "environment" if key in environment.get(section, {}) else name if key in values.get(section, {}) else "default"
-            yield f"{section}.{key}", str(value), source
+            yield f"{section}.{key}", masked(str(value)), source
