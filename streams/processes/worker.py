@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,9 +97,9 @@ class Worker:
     # Agents and the group
 
     def _add_agents(self) -> None:
-        def of(platform: str, work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
+        def of(platforms: list[str], work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
             async def finish(current: list[RecordBatch]) -> list[RecordBatch]:
-                await work(platform, current)
+                await asyncio.gather(*(work(platform, current) for platform in platforms))
                 return [b for b in current if b.generation_id == self.app.consumer_generation_id]
 
             async def handle(batches: list[RecordBatch]) -> Finish:
@@ -108,10 +109,15 @@ class Worker:
 
         limits = self.settings.worker.max_poll_records, self.settings.worker.linger_ms / 1000
         add_agent(self.app, self.settings.topic("events"), "update", self.updater.batches, *limits)
+        events, items = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         for p in self.settings.platforms:
-            add_agent(self.app, p.topic, f"normalise-{p.name}", of(p.name, self.normaliser.events), *limits)
+            events[p.topic].append(p.name)
             if p.items_topic:
-                add_agent(self.app, p.items_topic, f"items-{p.name}", of(p.name, self.normaliser.items), *limits)
+                items[p.items_topic].append(p.name)
+        for topic, names in events.items():
+            add_agent(self.app, topic, f"normalise-{'+'.join(names)}", of(names, self.normaliser.events), *limits)
+        for topic, names in items.items():
+            add_agent(self.app, topic, f"items-{'+'.join(names)}", of(names, self.normaliser.items), *limits)
 
         async def revoked(app: Any, partitions: Any, **_: Any) -> None:
             await self.tablets.freeze()

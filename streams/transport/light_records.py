@@ -1,6 +1,7 @@
-"""Records as they are fetched: six fields, where aiokafka makes a dataclass of eleven for each. The only file that knows its fetcher's inside."""
+"""Records as they are fetched: seven fields, where aiokafka makes a dataclass of eleven for each. The only file that knows its fetcher's inside."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,10 +18,11 @@ class Record(msgspec.Struct, gc=False):
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 def _record(tp: TopicPartition, r: Any) -> Record:
-    return Record(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
+    return Record(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value, r.headers or ())
 
 
 class _Fetched(OrderedDict[TopicPartition, Any]):
