@@ -159,6 +159,27 @@ def produce(
     print_json({"sent": n}) if json else print_line(f"{n:,} records sent and acknowledged")
 
 
+@app.command("map")
+def map_file(
+    file: Annotated[str, typer.Argument(help="JSON lines, one record a line; - for standard input")],
+    platform: Annotated[str, typer.Option(help="Which platform of the settings")],
+    items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
+    limit: Annotated[int, typer.Option(help="Only the first records; 0 = all")] = 20,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Try a mapping without Kafka: the events or items of the first lines, and why others become dead letters."""
+    from streams.commands.map import mapper_of, rows, show, summary, tried
+    from streams.core.errors import InputError
+
+    mapper = mapper_of(load(config), platform)
+    if file != "-" and not Path(file).is_file():
+        raise InputError(f"{file}: no such file")
+    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
+        found = tried(lines, mapper, items, limit)
+    print_json(summary(found) | {"rows": list(rows(found))}) if json else show(found)
+
+
 @app.command()
 def query(
     user: Annotated[list[str], typer.Argument(help="User ids")],

@@ -82,6 +82,9 @@ class Ingest(Section):
     earliest: str = Field("2000-01-01T00:00:00+00:00", description="Events before this time (ISO 8601) are dead letters")
     max_bytes: int = Field(2_000_000, ge=1, description="Larger events are dead letters")
     dead_letter_days: float = Field(14.0, gt=0, description="Retention of dead letters, days")
+    schema_registry: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="URL of a Schema Registry for framed values")
+    schema_registry_username: str = Field("", description="User of the registry (HTTP Basic)")
+    schema_registry_password: SecretStr | None = Field(None, description="Its password; never printed")
     event_days: float = Field(30.0, gt=0, description="Retention of the unified topic, days")
 
     @field_validator("earliest")
@@ -246,7 +249,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _distinct_platforms(self) -> "Settings":
-        for what in ("name", "code", "topic"):
+        for what in ("name", "code"):
             seen = [getattr(p, what) for p in self.platforms]
             twice = next((v for v in seen if seen.count(v) > 1), None)
             if twice is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,21 +122,26 @@ class Worker:
     def _add_agents(self) -> None:
         limits = self.settings.worker.max_poll_records, self.settings.worker.linger_ms / 1000
         add_agent(self.app, self.settings.topic("events"), "update", self.updater.batches, *limits)
+        events, items = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
         for p in self.settings.platforms:
-            add_agent(self.app, p.topic, f"normalise-{p.name}", self._of_platform(p.name, self.normaliser.events), *limits)
+            events[p.topic].append(p.name)
             if p.items_topic:
-                add_agent(self.app, p.items_topic, f"items-{p.name}", self._of_platform(p.name, self.normaliser.items), *limits)
+                items[p.items_topic].append(p.name)
+        for topic, names in events.items():
+            add_agent(self.app, topic, f"normalise-{'+'.join(names)}", self._of_platforms(names, self.normaliser.events), *limits)
+        for topic, names in items.items():
+            add_agent(self.app, topic, f"items-{'+'.join(names)}", self._of_platforms(names, self.normaliser.items), *limits)
         self.app.on_partitions_revoked.connect(self._revoked, weak=False)
         self.app.on_partitions_assigned.connect(self._assigned, weak=False)
 
-    def _of_platform(self, platform: str, work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
-        """Does `work` for the batches of the present generation, and acks those that are still of it afterwards."""
+    def _of_platforms(self, platforms: list[str], work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
+        """Does `work` for each platform of a topic on the batches of the present generation; acks those that are still of it afterwards."""
 
         def current(batches: list[RecordBatch]) -> list[RecordBatch]:
             return [b for b in batches if b.generation_id == self.app.consumer_generation_id]
 
         async def finish(batches: list[RecordBatch]) -> list[RecordBatch]:
-            await work(platform, batches)
+            await asyncio.gather(*(work(platform, batches) for platform in platforms))
             return current(batches)
 
         async def handle(batches: list[RecordBatch]) -> Finish:

@@ -2,8 +2,9 @@
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
-from schemas.deadletters import DeadLetter
+from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_letter
 from schemas.events import decode_event
 from schemas.mapping import Mapper, PlatformMapping
 from streams.ingest.redrive import Mended, mark_of, mend
@@ -13,6 +14,9 @@ ITEMS = frozenset({"shop.items"})
 SHOP = {"name": "shop", "code": 1, "preset": "plain", "topic": "shop.in", "items_topic": "shop.items"}
 MAPPERS = {
     "shop": Mapper(PlatformMapping.model_validate(SHOP), 300_000, 0),
+    "edge": Mapper(
+        PlatformMapping(name="edge", code=3, account="@headers.user", item="item", time="@timestamp", default_behavior="view"), 300_000, 0
+    ),
     "carts": Mapper(PlatformMapping(name="carts", code=2, account="u", item="lines[*].sku", time="at", default_behavior="cart"), 300_000, 0),
 }
 
@@ -53,8 +57,18 @@ def test_item() -> None:
     """An item goes back, byte for byte, to where it came from."""
     one = letter({"id": "i", "title": "Mug"}, topic="shop.items")
     out = became(one, letter({"id": "i"}, topic="shop.items"))
-    assert out.items == {"shop.items": {2: [(b"k", one.value, NOW - 5000)]}}
+    assert out.items == {"shop.items": {2: [(b"k", one.value, NOW - 5000, ())]}}
     assert (len(out.marks), dict(out.still), out.events) == (1, {"no-title": 1}, [])
+
+
+def test_metadata() -> None:
+    """A letter is mapped with the time and headers of its record, and an item goes back with its headers."""
+    headers = (("user", b"u1"), ("none", None))
+    one = replace(letter({"item": "i"}, platform="edge", topic="edge.in"), headers=headers)
+    ((user, row, _),) = became(one).events
+    assert (user, decode_event(row).ts_ms) == (b"edge:u1", NOW - 5000)
+    item = replace(letter({"id": "i", "title": "Mug"}, topic="shop.items"), headers=headers)
+    assert became(decode_dead_letter(encode_dead_letter(item))).items["shop.items"][2][0][3] == headers
 
 
 def test_sent_in_part() -> None:
