@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from schemas.declaration import presets
 from schemas.events import BEHAVIORS, decode_event, encode_event
-from schemas.mapping import REASONS, Mapper, PlatformMapping, Rejected
+from schemas.mapping import REASONS, Mapper, Metadata, PlatformMapping, Rejected
 from schemas.numbers import FORMATS, duration_s
 from schemas.paths import MISSING, getter, parse
 from schemas.times import reader
@@ -221,6 +221,9 @@ def survives(raw: bytes) -> None:
             found.detail.encode()
         else:
             assert [decode_event(encode_event(e)) for e in found] == found
+        record = Metadata(NOW, raw, (("ce_specversion", b"1.0"), ("X-Shopify-Topic", raw)))
+        for more in (one.events(raw, "t", 0, 0, NOW, record), one.items(raw, record), one.items(None, record)):
+            assert not isinstance(more, Rejected) or more.reason in set(REASONS) - {"failed"}, more
         item = one.item(raw)
         assert not isinstance(item, Rejected) or item.reason in REASONS
 
