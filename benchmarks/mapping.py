@@ -19,13 +19,14 @@ def main() -> None:
         raw = orjson.dumps(next(c[1] for c in CASES if c[0] == preset))
         mapper, rates = Mapper(PlatformMapping.model_validate({"name": "p", "code": 1, "preset": preset}), 300_000, 0), []
         for _ in range(RUNS):
-            began = time.perf_counter()
+            began, events = time.perf_counter(), 0
             for offset in range(N):
                 found = mapper.events(raw, "t", 0, offset, NOW)
                 assert not isinstance(found, Rejected)
+                events += len(found)
                 for event in found:
                     encode_event(event)
-            rates.append(N / (time.perf_counter() - began))
+            rates.append(events / (time.perf_counter() - began))
         figures[preset] = median(rates)
     record("mapping", figures, "events/s on one core", "goal 50,000")
 

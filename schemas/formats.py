@@ -190,11 +190,13 @@ def name_of(raw: bytes) -> str | None:  # noqa: PLR0911 # a format each
         return "MessagePack"
     if len(raw) > 1 and 0xA1 <= raw[0] <= 0xB7 and 0x60 <= raw[1] <= 0x78:
         return "CBOR"
+    if any(b < 9 for b in raw[:64]) and _protobuf(raw):
+        return "Protobuf"
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         text = raw[: error.start].decode() if error.start > len(raw) - 4 else ""
-    return _name_of_text(text.strip()) if text.strip() else _protobuf(raw)
+    return _name_of_text(text.strip()) if text.strip() else "Protobuf" if _protobuf(raw) else None
 
 
 def _name_of_text(text: str) -> str | None:  # noqa: PLR0911 # a format each
@@ -220,6 +222,6 @@ def _name_of_text(text: str) -> str | None:  # noqa: PLR0911 # a format each
     return "CSV" if text.count(",") >= 3 else None
 
 
-def _protobuf(raw: bytes) -> str | None:
-    """A first field of bytes whose length fits, or a small number: what most messages of Protobuf begin with."""
-    return "Protobuf" if len(raw) > 2 and raw[0] == 0x0A and 0 < raw[1] <= len(raw) - 2 else None
+def _protobuf(raw: bytes) -> bool:
+    """A first field of bytes whose length fits: what most messages of Protobuf begin with."""
+    return len(raw) > 2 and raw[0] == 0x0A and 0 < raw[1] <= len(raw) - 2

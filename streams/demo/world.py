@@ -103,7 +103,7 @@ class World:
             lambda: orjson.dumps({k: v for k, v in body.items() if k != item}),
             lambda: orjson.dumps({**body, action: "teleported"}),
             lambda: orjson.dumps({**body, time: _TIMES[event.platform](far)}),
-            lambda: orjson.dumps([body]),
+            lambda: orjson.dumps([body, "and more"]),
             lambda: None,
             lambda: b'{"customer": "\xff\xfe"}',
         ]

@@ -1,5 +1,6 @@
 """Mappings: paths, times, rejections, and that nothing raises on any bytes."""
 
+import contextlib
 from typing import Any
 
 import orjson
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.declaration import presets
-from schemas.events import decode_event, encode_event
-from schemas.mapping import REASONS, Mapper, PlatformMapping, Rejected
+from schemas.events import BEHAVIORS, decode_event, encode_event
+from schemas.mapping import REASONS, Mapper, Metadata, PlatformMapping, Rejected
+from schemas.numbers import FORMATS, duration_s
 from schemas.paths import MISSING, getter, parse
+from schemas.times import reader
 
 NOW = 1_800_000_000_000
 EARLIEST = 946_684_800_000
@@ -218,6 +221,9 @@ def survives(raw: bytes) -> None:
             found.detail.encode()
         else:
             assert [decode_event(encode_event(e)) for e in found] == found
+        record = Metadata(NOW, raw, (("ce_specversion", b"1.0"), ("X-Shopify-Topic", raw)))
+        for more in (one.events(raw, "t", 0, 0, NOW, record), one.items(raw, record), one.items(None, record)):
+            assert not isinstance(more, Rejected) or more.reason in set(REASONS) - {"failed"}, more
         item = one.item(raw)
         assert not isinstance(item, Rejected) or item.reason in REASONS
 
@@ -234,3 +240,166 @@ def test_any_json(value: dict[str, Any]) -> None:
     import json
 
     survives(json.dumps({**GOOD, **value}).encode("utf-8", "surrogatepass"))
+
+
+NUMBERS = [
+    ("currency", "$1,299.00", 1299.0),
+    ("currency", "1.299,00 €", 1299.0),
+    ("currency", "USD 12.50", 12.5),
+    ("currency", "12,5", 12.5),
+    ("currency", "1,299", 1299.0),
+    ("currency", "1 299,00 kr", 1299.0),
+    ("currency", "CHF 1'299.50", 1299.5),
+    ("currency", "-$5", -5.0),
+    ("currency", "(3.50)", -3.5),
+    ("currency", "1,2,3", None),
+    ("currency", "free", None),
+    ("currency-comma", "1.299 €", 1299.0),
+    ("currency-comma", "1,299", 1.299),
+    ("plain", "$5", None),
+    ("plain", "1e3", 1000.0),
+]
+
+
+@pytest.mark.parametrize(("form", "text", "wanted"), NUMBERS)
+def test_numbers(form: str, text: str, wanted: float | None) -> None:
+    """Amounts are read with signs and separators where a mapping says so; others are left out."""
+    (event,) = events(orjson.dumps(GOOD | {"value": text}), value_format=form)
+    assert event.value == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("PT45.2S", 45.2), ("PT1H2M", 3720.0), ("P1DT1S", 86_401.0), ("1:30", 90.0), ("00:01:30.5", 90.5), ("P", None), ("x", None)]
+)
+def test_durations(text: str, wanted: float | None) -> None:
+    """Durations and clock times are read whatever the unit."""
+    (event,) = events(orjson.dumps(GOOD | {"dwell": text}), dwell_unit="ms")
+    assert event.dwell_s == wanted
+
+
+AT = 1_709_287_200_000
+MORE_TIMES = [
+    ("iso8601", "2024-03-01t10:00:00z", AT),
+    ("iso8601", "2024-03-01 10:00:00 UTC", AT),
+    ("iso8601", "2024-03-01T11:00:00[Europe/Berlin]", AT),
+    ("iso8601", "2024-03-01T11:00:00+01:00[Europe/Berlin]", AT),
+    ("iso8601", "2024-03-01 11:00:00 +01:00", AT),
+    ("iso8601", "2024-03-01T09:59:60Z", AT - 1000),
+    ("iso8601", {"$date": "2024-03-01T10:00:00Z"}, AT),
+    ("s", {"$date": {"$numberLong": str(AT)}}, AT),
+    ("ns", str(AT * 1_000_000 + 1), AT),
+    ("rfc2822", "Fri, 01 Mar 2024 11:00:00 +0100", AT),
+    ("auto", AT, AT),
+    ("auto", AT // 1000, AT),
+    ("auto", str(AT * 1000), AT),
+    ("auto", AT * 1_000_000, AT),
+    ("auto", "2024-03-01T10:00:00Z", AT),
+    ("auto", "Fri, 01 Mar 2024 10:00:00 GMT", AT),
+]
+
+
+@pytest.mark.parametrize(("form", "time", "wanted"), MORE_TIMES)
+def test_more_times(form: str, time: Any, wanted: int) -> None:
+    """Times as databases, mails, Java and Go write them."""
+    (event,) = events(orjson.dumps(GOOD | {"time": time}), time_format=form)
+    assert event.ts_ms == wanted
+
+
+@pytest.mark.parametrize("form", ["s", "ms", "us", "ns", "iso8601", "rfc2822", "auto"])
+@given(st.text(max_size=40) | st.integers() | st.floats() | st.from_regex(r"[0-9T:.+\- \[\]/ZzA-Z]{0,30}"))
+def test_any_time_and_number(form: str, value: Any) -> None:
+    """No text and no number makes a reader raise anything but what a mapper takes for a bad value."""
+    for read in (reader(form), *FORMATS.values(), duration_s):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            assert isinstance(read(value), int | float)
+
+
+def test_nested_arrays() -> None:
+    """Several [*] in a row give an event for each innermost element; the total of an order never becomes the value of a line."""
+    mapping = {"account": "orders[*].who", "item": "orders[*].lines[*].sku", "value": ["orders[*].lines[*].price", "orders[*].total", "total"]}
+    orders = [{"who": "a", "total": 9, "lines": [{"sku": "x", "price": 1}, {"sku": "y"}]}, {"who": "b", "total": 8, "lines": [{"sku": "z"}]}]
+    found = events(orjson.dumps({"orders": orders, "total": 17, "behavior": "buy", "time": NOW}), **mapping)
+    assert [(e.account, e.item_id, e.value) for e in found] == [("a", "x", 1.0), ("a", "y", None), ("b", "z", None)]
+
+
+WORDS = [
+    ({"behavior": "k", "behaviors": {"View": "buy"}}, {"k": "view"}, "view"),
+    ({"behavior": "k", "behaviors": {"ADD to Cart": "cart"}}, {"k": "add to cart"}, "cart"),
+    ({"behavior": "k", "behaviors": {"1": "like"}}, {"k": 1}, "like"),
+    ({"behavior": "k", "behaviors": {"false": "hide"}}, {"k": False}, "hide"),
+    ({"behavior_parts": ["c", "k"], "behaviors": {"video/play": "view"}}, {"c": "video", "k": "play"}, "view"),
+    ({"behavior_parts": ["c", "k"], "behaviors": {"/play": "view"}}, {"k": "play"}, "view"),
+    ({"behavior_parts": ["c", "k"], "behavior": "k"}, {"c": "x", "k": "buy"}, "buy"),
+]
+
+
+@pytest.mark.parametrize(("mapping", "payload", "wanted"), WORDS)
+def test_words(mapping: dict[str, Any], payload: dict[str, Any], wanted: str) -> None:
+    """Words match in any case, as JSON spells them, and may come of several fields."""
+    (event,) = events(orjson.dumps(GOOD | payload), **mapping)
+    assert BEHAVIORS[event.behavior] == wanted
+
+
+FORMS = [
+    (b"\x1f\x8b\x08\x00", "gzip"),
+    (b"Obj\x01\x04", "Avro"),
+    (b"<xml/>", "XML"),
+    (b"a=1&b=2", "URL-encoded"),
+    (b"{a: 1}", "printed object"),
+    (b'{"a":1}\n{"a":2}', "JSON lines"),
+    (b"\x82\xa1a\x01\xa1b\x02", "MessagePack"),
+    (b"\x0a\x03abc\x10\x01", "Protobuf"),
+    (b"eyJhIjoxfQ==", "base64"),
+    (b"a,b,c,d", "CSV"),
+]
+
+
+@pytest.mark.parametrize(("raw", "name"), FORMS)
+def test_unknown_formats(raw: bytes, name: str) -> None:
+    """A value in another format is named in the dead letter."""
+    found = events(raw)
+    assert (found.reason, name in found.detail) == ("unknown-format", True), found
+
+
+REFUSED = [
+    ({"filters": [{"path": "a[*].b", "exists": True}]}, r"filters\[0\]: path 'a\[\*\].b'"),
+    ({"batch": "a[*]"}, "batch: path"),
+    ({"from_json": "a[*].b"}, "from_json: path"),
+    ({"time": "@timestamp.x"}, "@timestamp alone"),
+    ({"account": "@headers"}, "one name"),
+    ({"items": {"id": "id", "title": "names[*].text"}}, "title: path"),
+    ({"items": {"id": "a[*].id", "title": "b[*].text"}}, "title: path"),
+    ({"items": {"id": "id", "title": "t", "tombstone": "id"}}, "tombstone: path"),
+    ({"none_values": {"colour": [0]}}, "none_values.colour"),
+    ({"lenient": ["account"]}, "lenient"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_refused(change: dict[str, Any], message: str) -> None:
+    """A path that cannot work is refused when settings are read; the error names key, value and what is expected."""
+    with pytest.raises(ValidationError, match=message):
+        PlatformMapping(**{"name": "p", "code": 1, "preset": "plain", **change})
+
+
+@pytest.mark.parametrize("name", presets())
+def test_dumped_and_read_again(name: str) -> None:
+    """A mapping that is written down as it is and read again is the same."""
+    one = PlatformMapping(name="p", code=1, preset=name, items_topic="none")
+    assert PlatformMapping(**one.model_dump()) == one
+
+
+def test_memory_error() -> None:
+    """Memory that ran out ends the process; anything else that is raised is a dead letter."""
+    one = mapper()
+    for error in (MemoryError, RecursionError, ZeroDivisionError):
+
+        def broken(*_: Any, error: type[Exception] = error) -> Any:
+            raise error
+
+        one._account = broken
+        if error is MemoryError:
+            with pytest.raises(MemoryError):
+                one.events(orjson.dumps(GOOD), "t", 0, 0, NOW)
+        else:
+            assert one.events(orjson.dumps(GOOD), "t", 0, 0, NOW).reason == "failed"  # type: ignore[union-attr]
