@@ -41,6 +41,9 @@ class Kafka(Section):
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed", description="Transactions on the platforms' topics: their records are taken once committed, or as they come"
     )
+    out_of_range: Literal["earliest", "latest", "stop"] = Field(
+        "earliest", description="Where to read on if a log ends before the group's offset (restored, made anew); `stop`: the worker ends"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="Protocol towards the brokers")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism, with a SASL protocol")
     sasl_username: str | None = Field(None, description="SASL user")

@@ -166,6 +166,7 @@ class Worker:
         m.gauge("currents_lag_records", "Records assigned to this worker and not yet acked", self.lag)
         m.gauge("currents_encoder_failing_seconds", "For how long the encoder has failed; 0 while it works", self.guard.failing_s)
         m.gauge("currents_late_items", "Items whose users are to be encoded again", self.late.pending)
+        m.gauge("currents_out_of_range", "Partitions whose log did not have the group's offset", lambda: self.app.consumer.out_of_range)
         m.gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: self.app.lost_batches)
 
     def lag(self) -> float:
