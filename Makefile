@@ -16,6 +16,7 @@ lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks testkit
 
 fast: .venv/test.stamp
 	$(BIN)/pytest $(ON_ALL_CORES)

@@ -52,7 +52,7 @@ async def most(setup: Setup, flood: float) -> float:
     async with offered(setup, flood) as (worker, process):
         before, began = worker.metrics.value("currents_folded_total"), asyncio.get_running_loop().time()
         await process.wait()
-        lag, after = worker.lag(), worker.metrics.value("currents_folded_total")
+        lag, after = worker.backlog.records(), worker.metrics.value("currents_folded_total")
         if not lag:
             print(f"the generator offered no more than was taken: {flood}/s is too little, or the generator too slow", flush=True)
         return (after - before) / (asyncio.get_running_loop().time() - began)

@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 import psutil
+import tomli_w
 from aiokafka import AIOKafkaProducer
 
-from streams.core.settings import Settings, to_toml
+from streams.core.settings import Settings
 from streams.processes.worker import Worker, running
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, create
@@ -113,7 +114,7 @@ def declared(settings: Settings, folder: Path) -> Path:
         "encoding": {"encoder": settings.encoding.encoder, "device": "cpu"},
         "platforms": [platform(w.prefix)],
     }
-    path.write_text(to_toml(values))
+    path.write_text(tomli_w.dumps(values))
     return path
 
 

@@ -29,7 +29,8 @@ def run(folder: Path, data: Path, serving: str, compress: Compress = "", prune: 
     asked = Retraining(serving=serving, rules=GateRules(cold_loss=0.1), compress=compress, prune=prune, epochs=epochs, lr=5e-4)
     platforms = load(data / "currents.toml").platforms
     judged = retrain(Job(data=str(data), platforms=platforms, recipe=RECIPE, retrain=asked), folder, lambda line: print(line, flush=True))
-    return json.loads((folder / "evaluate.json").read_text()) | {"refused": judged["refused"]}
+    figures: dict[str, Any] = json.loads((folder / "evaluate.json").read_text())
+    return figures | {"refused": judged["refused"]}
 
 
 def main() -> None:

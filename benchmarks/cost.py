@@ -35,7 +35,7 @@ from streams.profile.portrait import interests
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from testkit.apache import ApacheKafka
 
 EVENTS, USERS, BATCH, RUNS = 40_000, 20_000, 4000, 3
@@ -50,7 +50,7 @@ class Stages:
         tower, r = load_tower("static"), np.random.default_rng(0)
         self.tower = tower
         self._store = ItemStore(folder / "items", tower.space_id, tower.dims)
-        mapping = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True)
+        mapping = PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain", "shared_ids": True})
         self._mapper = Mapper(mapping, 300_000, 0)
         items = [self._mapper.item(item(n)) for n in range(ITEMS)]
         self._store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import FAMILIES, Tablet
+from streams.state.tablet import FAMILIES, Tablet
 
 USERS, BATCH, CACHE_MB = 200_000, 1000, 64
 
@@ -55,7 +55,7 @@ def profiler_of(folder: Path) -> tuple[Profiler, np.ndarray]:
     """The baseline's profiler, and the keys of the items that it knows."""
     tower = load_tower("static")
     store = ItemStore(folder / "items", tower.space_id, tower.dims)
-    mapper = Mapper(PlatformMapping(name="shop", code=1, preset="plain"), 0, 0)
+    mapper = Mapper(PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain"}), 0, 0)
     items = [mapper.item(item(n)) for n in range(ITEMS)]
     store.apply([(k, v) for k, v, _ in item_rows(items, tower, 0)], ("items", 0), 0)  # type: ignore[arg-type]
     lineup = Lineup(load_encoder("baseline", tower.space_id, tower.dims))

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.common import record
 from schemas.events import Event
 from streams.ingest.normalise import LOOKED_AT
-from streams.monitoring.drift import Drift, looks
+from streams.monitoring.drift import Drift, field_bins
 
 RUNS = 300
 DIMS, ITEMS, TESTED = 128, 20_000, 20
@@ -34,7 +34,7 @@ def main() -> None:
         behaviors, unknown = r.integers(0, 12, n), r.random(n) < 0.02
         platforms = r.integers(0, 3, n)
         batch = [Event(1, "u", 1, 1, 1, 1, f"sku-{k}", "a", 2.0) for k in range(n)]
-        some = [looks(e) for e in batch[:: max(1, n // LOOKED_AT)]]
+        some = [field_bins(e) for e in batch[:: max(1, n // LOOKED_AT)]]
 
         def arriving(behaviors: np.ndarray = behaviors, unknown: np.ndarray = unknown, platforms: np.ndarray = platforms) -> None:
             for p in np.unique(platforms).tolist():
@@ -42,7 +42,7 @@ def main() -> None:
                 drift.events(str(p), behaviors[mine], unknown[mine])
 
         figures[f"encoding thread, batches of {n}"] = round(took_us(arriving) / n, 3)
-        figures[f"mapping thread, batches of {n}"] = round(took_us(lambda b=batch, n=n: [looks(e) for e in b[:: max(1, n // LOOKED_AT)]]) / n, 3)
+        figures[f"mapping thread, batches of {n}"] = round(took_us(lambda b=batch, n=n: [field_bins(e) for e in b[:: max(1, n // LOOKED_AT)]]) / n, 3)
         figures[f"event loop, batches of {n}"] = round(took_us(lambda n=n, s=some: drift.records("shop", n, [], s)) / n, 3)
 
     def tested() -> None:

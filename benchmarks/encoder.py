@@ -12,10 +12,11 @@ import torch
 from benchmarks import encoder_parts
 from benchmarks.research import food_kitchen, ml1m
 from benchmarks.runs import FOOD, ML1M, SEED, by_platform, figure, note, run
+from encoder.base import Encoder
 from encoder.config import PRESETS, preset
 from encoder.features import ItemTable, padded
 from encoder.model import SequenceEncoder
-from encoder.runtime import Encoder, OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from encoder.torch_encoder import TorchEncoder
 from schemas.windows import DTYPE, NO_DWELL
 from training.evaluate import rank

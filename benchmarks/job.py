@@ -21,7 +21,7 @@ from benchmarks.common import ITEMS, bench, cpu, events, folded, kafka, record, 
 from benchmarks.disk import windows
 from schemas.items import item_key
 from streams.processes.worker import Worker
-from streams.state.tablets import FAMILIES, Tablet
+from streams.state.tablet import FAMILIES, Tablet
 from streams.transport.sender import partition_of
 
 UNFINISHED = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions", "rocksdb.mem-table-flush-pending")

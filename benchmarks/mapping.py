@@ -17,7 +17,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     for preset in dict.fromkeys(c[0] for c in CASES):
         raw = orjson.dumps(next(c[1] for c in CASES if c[0] == preset))
-        mapper, rates = Mapper(PlatformMapping(name="p", code=1, preset=preset), 300_000, 0), []
+        mapper, rates = Mapper(PlatformMapping.model_validate({"name": "p", "code": 1, "preset": preset}), 300_000, 0), []
         for _ in range(RUNS):
             began = time.perf_counter()
             for offset in range(N):

@@ -13,7 +13,7 @@ USERS, STEP, PER_USER = 1_000_000, 100_000, 2
 
 async def measure(bootstrap: str) -> dict[str, float]:
     """MiB of resident memory after each step of new users."""
-    process, figures = psutil.Process(), {}
+    process, figures = psutil.Process(), dict[str, float]()
     async with bench(bootstrap, worker={"cache_mb": 64}) as settings, working(settings) as worker:
         for done in range(0, USERS, STEP):
             rows = (

@@ -77,7 +77,7 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
     async with bench(bootstrap) as settings, working(settings) as worker:
         value, whole = worker.metrics.value, CALM_S + storm_s + after_s
         await send(settings, settings.platforms[0].topic, one_each())  # so that a read that is not answered with 200 is the worker's fault
-        while value("currents_folded_total") < USERS or worker.lag():
+        while value("currents_folded_total") < USERS or worker.backlog.records():
             if worker.failed.done():
                 await worker.failed
             await asyncio.sleep(0.1)
@@ -96,7 +96,7 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
             folded, batches = value("currents_folded_total"), value("currents_batch_seconds_count")
             done, lots, took = folded - last[0], batches - last[1], at - last[2]
             mib = process.memory_info().rss / 2**20
-            looks.append(Look(at, done / lots if lots else 0.0, done / took, worker.metrics.age.percentiles(99)[0], mib, worker.lag()))
+            looks.append(Look(at, done / lots if lots else 0.0, done / took, worker.metrics.age.percentiles(99)[0], mib, worker.backlog.records()))
             worker.metrics.age.forget()
             last = [folded, batches, at]
         calm.terminate()

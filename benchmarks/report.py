@@ -1,5 +1,6 @@
 """The tables of figures in the README and in docs/, from benchmarks/results."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Headline(NamedTuple):
-    """A line of the README's table."""
+    """A line of the tables of headlines."""
 
     what: str
     question: str
@@ -104,10 +105,16 @@ HEADLINES = (
 )
 
 
-def headlines() -> str:
-    """What one wants to know first, beside what was aimed at."""
+SHORT = ("plumbing", "whole", "job", "age", "restore", "overload-10x-300s", "retrain")
+"""The questions whose headlines are in the README; docs/figures.md has all."""
+
+
+def headlines(questions: Container[str] | None = None) -> str:
+    """Figures beside their goals, of all headlines or of those of some questions."""
     out = ["| | measured | goal | command | date |", "|---|---|---|---|---|"]
     for line in HEADLINES:
+        if questions is not None and line.question not in questions:
+            continue
         if (r := scale.read(line.question, RESULTS)) is not None:
             found = "; ".join("not measured" if (value := scale.at(r, path)) is None else shown(value) for path in line.figures)
             out.append(f"| {line.what} | **{found}** | {line.goal} | `{r['command']}` | {r['date']} |")
@@ -208,7 +215,8 @@ def put(page: Path, mark: str, text: str) -> None:
 
 def main() -> None:
     """All pages that show figures."""
-    put(ROOT / "README.md", "figures", headlines())
+    put(ROOT / "README.md", "figures", headlines(SHORT))
+    put(ROOT / "docs" / "figures.md", "headlines", headlines())
     put(ROOT / "docs" / "figures.md", "figures", table())
     put(ROOT / "docs" / "scale.md", "scale", scale.tables())
     if encoder.FILE.exists():

@@ -76,8 +76,8 @@ def cold_items(log: EventLog, items: float, users: float, seed: int) -> tuple[Ev
     keep = ~cold[log.items]
     keep[last[lot < users]] = True
     left = kept_rows(log, keep)
-    lot = dict(zip(log.users, lot.tolist(), strict=True))
-    mine = np.array([lot[u] for u in left.users])
+    drawn = dict(zip(log.users, lot.tolist(), strict=True))
+    mine = np.array([drawn[u] for u in left.users])
     alone = np.diff(left.bounds) < 2
     return left, held_out_users(left, (mine >= users) & (mine < users + 0.02) & ~alone, (mine < users) & ~alone)
 
@@ -103,4 +103,4 @@ def ml_latest_small(tower: str = "static") -> EventLog:
 def log_of(users: list[str], histories: list[np.ndarray], items: Catalogue) -> EventLog:
     """Users and their items, oldest first, as catalogue rows -> EventLog."""
     rows = ordered_rows(histories, items, BEHAVIOR_CODE["view"])
-    return event_log(np.repeat(np.array(users, object), [len(h) for h in histories]), rows, items)
+    return event_log([user for user, history in zip(users, histories, strict=True) for _ in history], rows, items)

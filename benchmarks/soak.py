@@ -141,7 +141,7 @@ def thirds(looks: list[Look], warm: float) -> dict[str, dict[str, float]]:
     names = [f.name for f in fields(Look) if f.name not in ("minute", "events")]
 
     def of(part: list[Look], name: str) -> float:
-        return round(statistics.median(getattr(one, name) for one in part), 1)
+        return float(round(statistics.median(getattr(one, name) for one in part), 1))
 
     return {name: {"first third": of(settled[:third], name), "last third": of(settled[-third:], name)} for name in names}
 

@@ -18,7 +18,7 @@ import uvloop
 from rocksdict import Cache
 
 from benchmarks.common import bench, kafka, record, working
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 
 STEPS, WORKERS, ROWS, CACHE_MB = (32, 128, 512), (8, 32, 128), 20, 64
 WINDOW, PROFILE = bytes(1) + os.urandom(64 * 32), os.urandom(900)

@@ -17,8 +17,8 @@ import orjson
 
 from benchmarks.common import RESULTS, record
 from encoder.bundle import open_bundle
+from encoder.onnx_encoder import OnnxEncoder
 from encoder.recipe import GateRules, Recipe
-from encoder.runtime import OnnxEncoder
 from schemas.windows import Policy
 from streams.core.settings import load
 from streams.demo.world import World

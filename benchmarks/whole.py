@@ -13,7 +13,8 @@ N, USERS, RUNS = 200_000, 20_000, 3
 
 def sustained(bootstrap: str, filled: Path | None = None) -> float:
     """Events/s of one run."""
-    return uvloop.run(measure(bootstrap, "baseline", USERS, N, filled)).per_s
+    per_s: float = uvloop.run(measure(bootstrap, "baseline", USERS, N, filled)).per_s
+    return per_s
 
 
 def main() -> None:

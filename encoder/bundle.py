@@ -29,12 +29,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class BundleError(ValueError):
-    """A bundle that cannot be used: says which, what was wanted, what was there."""
+    """A bundle that cannot be used; the message names the file, the expected and the found value."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle says of itself."""
+    """The manifest of a bundle: its version, spaces, shapes, file hashes and metrics."""
 
     version: str
     space_id: str
@@ -70,7 +70,7 @@ class Bundle:
 
 
 def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle:
-    """Write a bundle that is there whole or not at all. Raises BundleError if the folder exists: releases are never changed."""
+    """Write a bundle atomically. Raises BundleError if the folder exists: releases are never changed."""
     if folder.exists():
         raise BundleError(f"{folder}: exists; a release is never changed, choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

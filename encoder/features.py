@@ -167,7 +167,7 @@ NUMERIC, TIMES = 4, 2 * len(PERIODS_S) + 2 * len(GAPS_S) + 1
 
 
 def model_inputs(features: Features) -> dict[str, np.ndarray]:
-    """What a sequence model sees of B windows, by input name. Nothing is relative to the window's end, which would leak the next gap in training.
+    """The inputs of a sequence model for B windows, by name. Nothing is relative to the window's end, which would leak the next gap in training.
 
     items (B, T) int32 rows of the item table, which the caller turns into vectors; known (B, T) 0 or 1; platform and behavior (B, T) int64;
     numeric (B, T, NUMERIC): value, log1p of dwell in seconds, and whether each is there; times (B, T, TIMES): sine and cosine of the time of hour,

@@ -1,10 +1,10 @@
-"""Whether an encoder works, before anybody depends on it: windows of every platform, behavior and length that it can meet, through all of it."""
+"""Smoke test of an encoder before it serves: encodes windows of every platform, behavior and length, and projects items."""
 
 import numpy as np
 
+from encoder.base import BUCKETS, Encoder
 from encoder.bundle import BundleError
 from encoder.features import ItemTable, featurize
-from encoder.runtime import BUCKETS, Encoder
 from schemas.events import BEHAVIORS
 from schemas.windows import DTYPE, NO_DWELL, PLATFORMS, VERSION
 

@@ -1,24 +1,26 @@
-"""What a training run is asked for, and what a release must pass: `[training]` and `[gate]` of the settings. Defaults: docs/encoder.md."""
+"""Hyper-parameters of training and rules of the release gate: `[training]` and `[gate]` of the settings. Defaults: docs/encoder.md."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from encoder.config import Switches
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Recipe(BaseModel):
-    """Hyper-parameters. Units in the names; shares are of 1."""
+    """Hyper-parameters of training. Units in the names; shares are of 1. Those of `encoder.config.Switches` become a part of the weights' config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     # What is trained
     preset: Literal["xs", "s", "l"] = "s"
     """Size of our own body: `xs`, `s`, `l`."""
-    dims: Positive = 128
+    dims: Positive = Switches.dims
     """Dims of the interest space."""
-    max_len: Positive = 64
+    max_len: Positive = Switches.max_len
     """How many of the newest events the encoder looks at."""
     body: str = ""
     """Folder or name of a Hugging Face transformer (BERT or GPT family) as the body; empty: our own layers."""
@@ -30,17 +32,17 @@ class Recipe(BaseModel):
     """Names of parameters that stay as they are, with * and ?: `body.*`."""
     start: str = ""
     """Bundle to go on from; empty: the untrained encoder, equal to the baseline."""
-    content: bool = True
+    content: bool = Switches.content
     """Read what items are; off: IDs alone."""
-    platform: bool = True
+    platform: bool = Switches.platform
     """Platform as an input."""
-    behavior: bool = True
+    behavior: bool = Switches.behavior
     """Behavior as an input."""
-    time: bool = True
+    time: bool = Switches.time
     """Time of day, gaps, and the bias on elapsed time; off for logs that have an order only."""
-    distance: bool = True
+    distance: bool = Switches.distance
     """Bias on the distance in events."""
-    start_at_mean: bool = True
+    start_at_mean: bool = Switches.start_at_mean
     """Add the output to the decayed mean."""
     whiten: bool = True
     """Start the projection of items as the whitening of this catalogue's own vectors, where there are enough of them."""
@@ -48,7 +50,7 @@ class Recipe(BaseModel):
     """An ID residual for items with at least `residual_min_count` training events."""
     residual_min_count: Positive = 5
     """Training events that an item needs for an ID residual."""
-    residual_dropout: Share = 0.5
+    residual_dropout: Share = Switches.residual_dropout
     """Share of items whose residual is hidden in a step, so that content alone stays good."""
 
     # From what
@@ -112,7 +114,7 @@ class Recipe(BaseModel):
     """Batches per step."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Gradient norm."""
-    dropout: Share = 0.2
+    dropout: Share = Switches.dropout
     """Dropout."""
     precision: Literal["no", "bf16"] = "bf16"
     """`bf16`: autocast."""
@@ -129,7 +131,7 @@ class Recipe(BaseModel):
 
 
 class TowerRecipe(BaseModel):
-    """What `currents tower` is asked for."""
+    """Hyper-parameters of `currents tower`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -176,7 +178,7 @@ Compress = Literal["", "int8", "pruned"]
 
 
 class GateRules(BaseModel):
-    """What a new release must pass before it is announced, beside the serving one on the newest events; and when it keeps the space's id."""
+    """Conditions that a new release must meet, compared with the serving one on the newest events; and those for keeping the space's id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from encoder.base import BUCKETS, Projected, buckets, residual_table
 from encoder.bundle import CONFIG, WEIGHTS, Bundle, BundleError
 from encoder.features import UNKNOWN, Features, ItemTable, model_inputs
 from encoder.model import SequenceEncoder
-from encoder.runtime import BUCKETS, Projected, buckets, residual_table
 
 CHUNK = 4096  # windows of one run on a GPU
 

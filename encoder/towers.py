@@ -24,11 +24,11 @@ STATIC = "static"
 
 
 class TowerError(ValueError):
-    """A tower that cannot be used: says which, why and what to do."""
+    """A tower that cannot be used; the message names it, the reason and the remedy."""
 
 
 class Tower(Protocol):
-    """Content in, vectors out."""
+    """Maps texts to item vectors."""
 
     space_id: str
     """Changes with anything that changes vectors."""
@@ -126,5 +126,5 @@ def text_model(source: str, max_tokens: int, bf16: bool = False, device: str = "
 
 
 def space_of(kind: str, dims: int, *parts: bytes) -> str:
-    """A space_id that changes with the bytes it is made of."""
+    """A space_id with a digest of `parts`: other bytes give another id."""
     return f"{kind}-{dims}-{hashlib.sha256(b''.join(parts)).hexdigest()[:8]}"

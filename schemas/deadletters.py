@@ -3,7 +3,8 @@
 Value of `currents.dead-letters` (key = the original key): a MessagePack map, field "v" first.
 
     {"v": 1, "reason": str, "detail": str, "platform": str, "topic": str, "partition": int, "offset": int,
-     "timestamp": ms, "at": ms, "key": bytes | nil, "value": bytes | nil}
+     "timestamp": ms, "at": ms, "key": bytes | nil, "value": bytes | nil,
+     "headers": [[str, bytes | nil], …]}                                  headers only where the record has some
 """
 
 from typing import Protocol
@@ -12,6 +13,7 @@ import msgpack
 import msgspec
 
 from schemas.items import unpack_map
+from schemas.metadata import Metadata
 
 VERSION = 1
 
@@ -32,6 +34,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """When it was rejected, ms."""
     key: bytes | None
     value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    """Of the original record."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The original record without its value."""
+        return Metadata(self.timestamp, self.key, self.headers)
 
 
 class Record(Protocol):
@@ -47,13 +56,16 @@ class Record(Protocol):
 
 def letter_of(record: Record, reason: str, detail: str, platform: str, at_ms: int) -> DeadLetter:
     """A rejected record as a dead letter."""
-    r = record
-    return DeadLetter(reason, detail, platform, r.topic, r.partition, r.offset, r.timestamp, at_ms, r.key, r.value)
+    r, headers = record, tuple(getattr(record, "headers", None) or ())
+    return DeadLetter(reason, detail, platform, r.topic, r.partition, r.offset, r.timestamp, at_ms, r.key, r.value, headers)
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
     """DeadLetter -> bytes of `currents.dead-letters`."""
-    return bytes(msgpack.packb({"v": VERSION, **msgspec.structs.asdict(letter)}))
+    row = {"v": VERSION, **msgspec.structs.asdict(letter)}
+    if not letter.headers:
+        del row["headers"]
+    return bytes(msgpack.packb(row))
 
 
 def decode_dead_letter(data: bytes) -> DeadLetter:

@@ -1,4 +1,4 @@
-"""Paths into JSON: `a.b.c`, `items[0].id`, `items[*].id`, `params[key=page].value`, and `"dotted.key".x`."""
+"""Paths into JSON: `a.b.c`, `items[0].id`, `orders[*].lines[*].id`, `params[key=page].value`, and `"dotted.key".x`."""
 
 import re
 from collections.abc import Callable
@@ -21,10 +21,10 @@ Get = Callable[[Any], Any]
 
 
 class Path(NamedTuple):
-    """A compiled path; `array` is set if it goes into every element of that array, and `steps` begin there."""
+    """A compiled path: the arrays that it goes through whole, each reached from an element of the one before, and the steps that are left then."""
 
     text: str
-    array: tuple[Step, ...] | None
+    arrays: tuple[tuple[Step, ...], ...]
     steps: tuple[Step, ...]
 
 
@@ -41,11 +41,13 @@ def parse(text: str) -> Path:
         at = found.end()
     if not steps:
         raise ValueError("path '': want at least one key")
-    stars = [i for i, step in enumerate(steps) if step is None]
-    if len(stars) > 1:
-        raise ValueError(f"path {text!r}: want at most one [*]")
-    known = tuple(s for s in steps if s is not None)
-    return Path(text, known[: stars[0]], known[stars[0] :]) if stars else Path(text, None, known)
+    parts: list[list[Step]] = [[]]
+    for step in steps:
+        if step is None:
+            parts.append([])
+        else:
+            parts[-1].append(step)
+    return Path(text, tuple(map(tuple, parts[:-1])), tuple(parts[-1]))
 
 
 def _bracket(text: str) -> Step | None:
@@ -61,6 +63,8 @@ def _bracket(text: str) -> Step | None:
 
 def getter(steps: tuple[Step, ...]) -> Get:
     """A function from a JSON value to what the steps lead to, or MISSING."""
+    if not steps:
+        return lambda doc: doc
     if len(steps) == 1 and isinstance(steps[0], str):
         only = steps[0]
         return lambda doc: doc.get(only, MISSING) if type(doc) is dict else MISSING
@@ -91,5 +95,27 @@ def _take(doc: Any, step: Step) -> Any:
     if type(step) is int:
         return doc[step] if -len(doc) <= step < len(doc) else MISSING
     if isinstance(step, Select):
-        return next((d for d in doc if type(d) is dict and str(d.get(step.key)) == step.value), MISSING)
+        return next((d for d in doc if type(d) is dict and _is(d.get(step.key), step.value)), MISSING)
     return MISSING
+
+
+def spelled(value: Any) -> str:
+    """A JSON scalar as text, booleans and null as JSON spells them."""
+    return value if type(value) is str else "null" if value is None else str(value).lower() if type(value) is bool else str(value)
+
+
+def _is(value: Any, wanted: str) -> bool:
+    return type(value) not in (dict, list) and wanted in (spelled(value), str(value))
+
+
+def everything(arrays: tuple[tuple[Step, ...], ...], steps: tuple[Step, ...]) -> Callable[[Any], list[Any]]:
+    """A function from a JSON value to all that a path through arrays leads to."""
+    into, last = [getter(a) for a in arrays], getter(steps)
+
+    def get(doc: Any) -> list[Any]:
+        level = [doc]
+        for array in into:
+            level = [e for v in level if type(found := array(v)) is list for e in found]
+        return [found for v in level if (found := last(v)) is not MISSING]
+
+    return get

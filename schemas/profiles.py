@@ -1,6 +1,6 @@
 """A profile: interest vector, portrait, freshness and versions of one user.
 
-Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first; `docs/changelog.md` describes every field.
+Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, field "v" first; `docs/profiles-topic.md` describes every field.
 """
 
 from collections.abc import Iterable, Sequence

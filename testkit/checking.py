@@ -20,7 +20,7 @@ from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from streams.transport.reading import read_topic
 from streams.transport.sender import partition_of
 
@@ -37,7 +37,7 @@ def read(settings: Settings, name: str) -> list[Any]:
 def is_event(record: Any) -> bool:
     """Whether a record of the unified topic is one that a worker takes."""
     try:
-        return decode_event(record.value or b"").user_id.encode() == record.key
+        return bool(decode_event(record.value or b"").user_id.encode() == record.key)
     except ValueError:
         return False
 

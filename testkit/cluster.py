@@ -4,16 +4,18 @@ import asyncio
 import time
 import tomllib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+import tomli_w
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from schemas.deadletters import decode_dead_letter
-from streams.core.settings import Settings, to_toml
+from streams.core.settings import Settings
 from streams.transport.topics import asking, create
 from testkit.checking import RIGHT, compare, read
 from testkit.load import Load as _Load
@@ -45,7 +47,7 @@ class Cluster:
         values |= {"kafka": {"bootstrap": bootstrap}, **settings}
         self.settings = Settings(**values)
         self.config = folder / f"{prefix}.json.toml"
-        self.config.write_text(to_toml(values))
+        self.config.write_text(tomli_w.dumps(values))
         with asking(self.settings.kafka) as client:
             create(client, self.settings, platforms=True)
         self.partitions = self.settings.worker.partitions
@@ -60,12 +62,13 @@ class Cluster:
 
     def replica(self, name: str, **environment: str) -> ReplicaProcess:
         """Start a read replica; the same name has the same data folder again."""
-        self.replicas.append(ReplicaProcess(self.folder, self.config, name, **environment))
+        self.replicas.append(ReplicaProcess(self.folder, self.config, name, None, **environment))
         return self.replicas[-1]
 
     def stop(self) -> None:
-        for started in (*self.loads, *self.workers, *self.replicas):
-            started.stop()
+        started: list[Load | WorkerProcess | ReplicaProcess] = [*self.loads, *self.workers, *self.replicas]
+        for one in started:
+            one.stop()
 
     # What goes in
 
@@ -129,10 +132,14 @@ class Cluster:
         left = self.lag()
         while left:
             before = left
-            left = wait_for(f"any of {before} records to be committed", lambda was=before: (now := self.lag()) < was and (now,), WAIT_S)[0]
+            (left,) = wait_for(f"any of {before} records to be committed", partial(self._fewer, before), WAIT_S)
         for worker in self.workers:
             if worker.process.poll() is None:
-                wait_for("late items", lambda w=worker: not w.metric("currents_late_items"), WAIT_S)
+                wait_for("late items", partial(_none_late, worker), WAIT_S)
+
+    def _fewer(self, before: int) -> tuple[int] | None:
+        now = self.lag()
+        return (now,) if now < before else None
 
     def owners(self) -> dict[WorkerProcess, set[int]]:
         """Wait until every tablet has exactly one owner among the running workers; who has which."""
@@ -156,3 +163,7 @@ class Load(_Load):
     def __init__(self, cluster: Cluster, events: int, rate: float, users: int = 2000, seed: int = 7) -> None:
         super().__init__(cluster.bootstrap, f"{cluster.prefix}.in.shop", events, rate, users, seed)
         cluster.loads.append(self)
+
+
+def _none_late(worker: WorkerProcess) -> bool:
+    return not worker.metric("currents_late_items")

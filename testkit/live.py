@@ -17,6 +17,7 @@ from streams.transport.reading import read_topic
 from streams.transport.topics import asking, create
 
 PARTITIONS = 3
+NAMES = tuple(f"i{n}" for n in range(10))
 PLATFORM = {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True}
 
 
@@ -48,7 +49,7 @@ async def events(settings: Settings, users: Iterable[str], tag: str, item: str |
     await send(settings, settings.platforms[0].topic, rows)
 
 
-async def items(settings: Settings, names: Iterable[str] = tuple(f"i{n}" for n in range(10))) -> None:
+async def items(settings: Settings, names: Iterable[str] = NAMES) -> None:
     """Items by name."""
     topic = settings.platforms[0].items_topic
     assert topic is not None

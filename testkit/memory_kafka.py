@@ -43,8 +43,8 @@ class Kafka:
 
     def consumer(self, **kwargs: Any) -> "Client":
         """What Faust gets when it asks for an AIOKafkaConsumer."""
-        self.client = Client(self, kwargs["max_poll_records"])
-        return self.client
+        client = self.client = Client(self, kwargs["max_poll_records"])
+        return client
 
     async def rebalance(self, has: bool) -> None:
         """The next generation, in which the worker has the partition or not: as aiokafka's coordinator tells Faust."""

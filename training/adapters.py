@@ -9,8 +9,9 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
 
 from encoder.model import SequenceEncoder
-from encoder.pretrained_body import PretrainedBody, with_prefix
+from encoder.pretrained_body import PretrainedBody
 from encoder.recipe import Recipe
+from training.bodies import with_prefix
 from training.splits import DataError
 
 ORTHOGONAL = 0.5  # weight of AdaLoRA's regularizer, peft's default
@@ -95,7 +96,7 @@ class Ranks:
 
 
 def adaptation(encoder: SequenceEncoder, recipe: Recipe) -> Tensor | float:
-    """What adapters add to the loss: AdaLoRA keeps its factors orthogonal, |PᵀP - 1| + |QQᵀ - 1| (arXiv 2303.10512, eq. 4)."""
+    """The adapters' term of the loss: AdaLoRA keeps its factors orthogonal, |PᵀP - 1| + |QQᵀ - 1| (arXiv 2303.10512, eq. 4)."""
     if recipe.adapter != "adalora":
         return 0.0
     parts = []

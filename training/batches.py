@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Batch:
-    """B segments of T events and what each of their events is to predict. Item rows are rows of the catalogue."""
+    """B segments of T events with the targets of each event. Item rows are rows of the catalogue."""
 
     inputs: dict[str, np.ndarray]
     """As encoder.features.model_inputs makes them."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: where it was, whole or not at all, and only of this very run.
+"""Checkpoints of a training run: written atomically, and refused for a run of another recipe or other data.
 
 <folder>/checkpoint/    everything that training goes on from: accelerate's state, and loop.json beside it
 <folder>/best           the weights of the best epoch
@@ -19,12 +19,12 @@ from training.splits import DataError
 
 STATE = "loop.json"
 FREE = {"epochs", "patience", "checkpoint_steps", "log_to", "threads"}
-"""What of a recipe may be another when a run goes on: how long, how often, where to."""
+"""Fields of a recipe that may change when a run is resumed."""
 
 
 @dataclass
 class Loop:
-    """Where a run is; stored with every checkpoint."""
+    """The position of a run; stored with every checkpoint."""
 
     epoch: int = 0
     step: int = 0
@@ -60,7 +60,7 @@ class Checkpoints:
         return Loop(**stored["loop"])
 
     def save(self, loop: Loop) -> None:
-        """All or nothing: a new folder takes the old one's place."""
+        """Write a checkpoint atomically: a new folder replaces the old one."""
         everyone, main = self._accelerator.wait_for_everyone, self._accelerator.is_main_process
         everyone()
         if main:

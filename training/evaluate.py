@@ -20,7 +20,7 @@ Score = Callable[[EventLog, Cases], np.ndarray]
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a model made of n cases."""
+    """Ranks and top lists of n cases."""
 
     rank: np.ndarray
     """(n,) from 1."""
@@ -28,16 +28,14 @@ class Ranked:
     """(n, TOP) rows of the catalogue, -1 where there are fewer."""
 
 
-def rank(score: Score, log: EventLog, some: Cases, candidates: np.ndarray | None = None) -> Ranked:
-    """Rank the target of every case; `candidates` (N,) narrows what may be ranked."""
+def rank(score: Score, log: EventLog, some: Cases) -> Ranked:
+    """Rank the target of every case among the candidates of the policy above."""
     platform = log.catalogue.platform
     ranks, tops = [np.zeros(0, np.int64)], []
     for a in range(0, len(some), CHUNK):
         part = some.take(np.arange(a, min(a + CHUNK, len(some))))
         target = log.items[part.target]
         allowed = platform[None, :] == platform[target][:, None]
-        if candidates is not None:
-            allowed &= candidates[None, :]
         for i, (x, y) in enumerate(zip(part.begin, part.end, strict=True)):
             allowed[i, log.items[x:y]] = False
         allowed[np.arange(len(part)), target] = True

@@ -11,7 +11,7 @@ COLD = "item-cold"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule wanted, and what it got."""
+    """The outcome of one rule: the condition, the measured value, and whether it passed."""
 
     rule: str
     wanted: str

@@ -1,4 +1,4 @@
-"""What the command line hands to a training process: everything that it needs of the settings, as JSON."""
+"""The job file: the settings that a training process needs, written by the command line as JSON."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from training.splits import DataError, Split, by_time, leave_one_out
 
 
 class Retraining(BaseModel):
-    """What a retrain is asked for besides."""
+    """Further settings of a retraining."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

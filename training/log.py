@@ -1,4 +1,4 @@
-"""An event log in memory: what is trained on and evaluated. Rows as in windows, sorted as windows sort them; knows no files.
+"""An event log in memory, for training and evaluation. Rows as in windows, sorted as windows sort them; knows no files.
 
 Shape letters: n events, U users, N rows of the item table.
 """

@@ -20,18 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from encoder.base import Encoder
 from encoder.bundle import MANIFEST, ONNX, WEIGHTS, BundleError, open_bundle, read_residuals
 from encoder.features import Features
 from encoder.model import SequenceEncoder
-from encoder.runtime import CHUNK, Encoder, OnnxEncoder, load_encoder
+from encoder.onnx_encoder import CHUNK, OnnxEncoder
+from encoder.runtime import load_encoder
 from encoder.towers import Tower
 from schemas.runs import Steps
 from training.align import Mixing, compatible, fit, rotated
 from training.compress import pruned
 from training.evaluate import Score, beside, rank
 from training.export import export, parity, to_onnx
-from training.finetune import residual_rows, train
+from training.finetune import train
 from training.gate import judge, refusal
+from training.initial import residual_rows
 from training.job import Job, Retraining
 from training.log import EventLog
 from training.metrics import METRICS

@@ -1,4 +1,4 @@
-"""What the commands do: train and export, evaluate beside the baselines, show."""
+"""The work of the commands: train and export, evaluate and compare with the baselines, print tables."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +20,8 @@ from encoder.towers import Tower, load_tower
 from training import sasrec
 from training.evaluate import Ranked, Score, measured, rank, report
 from training.export import export
-from training.finetune import fresh, residual_rows, train
+from training.finetune import train
+from training.initial import fresh, residual_rows
 from training.job import Job
 from training.log import EventLog
 from training.metrics import difference
@@ -77,14 +78,14 @@ def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, wei
 
 
 def weighted(bundle: Bundle) -> Bundle:
-    """The bundle itself. Raises BundleError where it was written without its torch encoder."""
+    """Returns the bundle. Raises BundleError where it was written without its torch encoder."""
     if WEIGHTS not in bundle.manifest.files:
         raise BundleError(f"bundle {bundle.folder}: has no {WEIGHTS}, the torch encoder")
     return bundle
 
 
 def fitting(bundle: Bundle, tower: Tower) -> Bundle:
-    """The bundle itself. Raises BundleError where it reads another tower's vectors."""
+    """Returns the bundle. Raises BundleError where it reads another tower's vectors."""
     if bundle.manifest.item_space_id != tower.space_id:
         raise BundleError(f"bundle {bundle.folder}: item_space_id = {bundle.manifest.item_space_id!r}, but the tower makes {tower.space_id!r}")
     return bundle

@@ -1,14 +1,14 @@
-"""Models as evaluation sees them: cases in, scores of the whole catalogue out. Encoders, and the baselines that they must beat."""
+"""Scoring functions for evaluation, from cases to scores of the whole catalogue: encoders and baselines."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import UNKNOWN, Features, fitted, model_inputs, padded
 from encoder.model import SequenceEncoder
-from encoder.runtime import Encoder
 from schemas.windows import Policy
 from training.evaluate import CHUNK, Score
 from training.log import EventLog, spans, windows

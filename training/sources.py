@@ -125,11 +125,11 @@ def _events(path: Path, mapper: Mapper, now_ms: int, warn: Callable[[str], None]
 def _items(path: Path, mapper: Mapper, warn: Callable[[str], None]) -> list[Item]:
     out, bad, n = list[Item](), Bad(), 0
     for n, raw in enumerate(records(path), 1):
-        mapped = mapper.item(raw)
+        mapped = mapper.items(raw)
         if isinstance(mapped, Rejected):
             bad.add(f"{path.name} line {n}", mapped)
         else:
-            out.append(mapped)
+            out += [i for i in mapped if isinstance(i, Item)]
     _judge(path, bad, n, warn)
     return out
 

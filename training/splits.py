@@ -1,4 +1,4 @@
-"""What is trained on, what is held out. No input of an example holds anything at or after its target's time."""
+"""Splits of a log into training, validation and test. No input of an example holds anything at or after its target's time."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ VALIDATION_CASES = 2000  # ranked after every epoch, at most
 
 
 class DataError(ValueError):
-    """Data that cannot be trained on or evaluated: says what was wanted and what there is."""
+    """Data that cannot be trained on or evaluated; the message gives the expected and the found."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _count(log: EventLog, mask: np.ndarray) -> np.ndarray:
 
 
 def enough_cases(split: Split, log: EventLog) -> Split:
-    """The split itself. Raises DataError if there is too little of anything."""
+    """Returns the split. Raises DataError for too few training events, validation targets or test targets."""
     trained, nowhere = int((split.end - split.begin).clip(min=0).sum()), int((log.items == UNKNOWN).sum())
     of = f"{len(log.rows)} events in all" + (f", {nowhere} of them on items that are not among the items" if nowhere else "")
     for what, n in (("training events", trained), ("validation targets", len(split.valid)), ("test targets", len(split.test))):

@@ -1,4 +1,4 @@
-"""Where the course of training goes: TensorBoard, or Weights & Biases, also offline (WANDB_MODE=offline); both beside the checkpoints."""
+"""Experiment tracking: TensorBoard, or Weights & Biases, also offline (WANDB_MODE=offline); both beside the checkpoints."""
 
 from importlib.util import find_spec
 from pathlib import Path

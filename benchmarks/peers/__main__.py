@@ -27,7 +27,7 @@ from training import sasrec
 from training.evaluate import Score, rank, report
 from training.log import EventLog
 from training.scorers import decayed_mean, popularity
-from training.splits import Split, leave_one_out
+from training.splits import VALIDATION_CASES, Split, leave_one_out
 
 RECTOOLS = ("SASRecModel", "HSTUModel")
 OURS = "SASRec"
@@ -78,7 +78,7 @@ def theirs(log: EventLog, split: Split, plan: Plan, name: str) -> tuple[Score, d
     """A model of RecTools, trained in its own environment."""
     with tempfile.TemporaryDirectory(prefix="currents-peers-") as at:
         folder = Path(at)
-        write_split(log, split, split.valid.at_most(sasrec.VALIDATION_CASES, plan.seed), folder / "split.npz")
+        write_split(log, split, split.valid.at_most(VALIDATION_CASES, plan.seed), folder / "split.npz")
         (folder / "plan.json").write_text(json.dumps(asdict(plan)))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(plan.threads), "CUDA_VISIBLE_DEVICES": ""}
         subprocess.run(
@@ -136,7 +136,7 @@ def main() -> None:
         figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
         note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
         machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
-        of_all = {"machine": machine, "command": "make bench ONLY=peers"}  # each run says its own
+        of_all: dict[str, Any] = {"machine": machine, "command": "make bench ONLY=peers"}  # each run says its own
         record("peers", figures, "hit rate, NDCG", note, **of_all, runs=list(rows.values()))
 
     for name in asked.data or PLANS:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import Features, ItemTable, featurize, fitted
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from schemas.events import decode_event
 from schemas.items import item_name
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile, pack_maker, pack_profiles, pack_vector

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize
-from encoder.runtime import Encoder
 from schemas.windows import ROW_BYTES, rows_of
 
 FIRST = 10

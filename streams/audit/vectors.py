@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize, fitted
-from encoder.runtime import Encoder
 from schemas.events import decode_event
 from schemas.items import decode_item_vector, item_key, item_name
 from schemas.profiles import decode_profile, unpack_vector

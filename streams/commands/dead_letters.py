@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from streams.commands.terminal import Config, Json, out, print_json, progress
+from streams.commands.terminal import Config, Json, print_json, print_line, print_table, progress
+from streams.core.printable import printable
 from streams.core.settings import Settings, load
 
 letters = typer.Typer(no_args_is_help=True, help="Records that could not be used: list, show, send again after a mapping was mended.")
@@ -41,17 +41,9 @@ def list_letters(
         ]
         print_json({"total": len(found), "sent_again": sum(mark_of(d) in done for _, d in every), "counts": totals, "newest": newest_rows})
         return
-    table = Table("platform", "reason", "count", box=None)
-    for (name, why), n in counts.most_common():
-        table.add_row(name, why, str(n))
-    out.print(table)
+    print_table(("platform", "reason", "count"), ((name, why, n) for (name, why), n in counts.most_common()))
     for record, d in newest:
-        out.print(
-            f"{record.partition}:{record.offset}  {d.reason}  {d.detail}  from {d.topic}/{d.partition}@{d.offset}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_line(f"{record.partition}:{record.offset}", d.reason, d.detail, f"from {d.topic}/{d.partition}@{d.offset}")
 
 
 @letters.command("show")
@@ -69,12 +61,7 @@ def show_letter(id: Annotated[str, typer.Argument(help="PARTITION:OFFSET as list
         print_json(row)
         return
     for key, value in row.items():
-        out.print(
-            f"{key}: {value.decode('utf-8', 'backslashreplace') if isinstance(value, bytes) else value}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_line(f"{key}: {printable(value)}")
 
 
 @letters.command("redrive")
@@ -96,7 +83,7 @@ def redrive_letters(
         print_json(counts)
         return
     still = ", ".join(f"{n} {reason}" for reason, n in counts["still_rejected"].items()) or "none"
-    out.print(f"{counts['mended']} mended{' (dry run)' if dry_run else ' and sent'}; still rejected: {still}", highlight=False)
+    print_line(f"{counts['mended']} mended{' (dry run)' if dry_run else ' and sent'}; still rejected: {still}")
 
 
 def _letters(settings: Settings, reason: str | None, platform: str | None) -> Iterator[Any]:

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from encoder.recipe import Compress
 from streams.commands.dead_letters import letters
 from streams.commands.releases import releases
-from streams.commands.terminal import Config, Json, err, out, print_json, progress
+from streams.commands.terminal import Config, Json, complain, out, print_json, print_line, print_table, progress, show
 from streams.commands.training import register
 from streams.core.errors import SettingsError
 from streams.core.settings import load, sources
@@ -33,7 +31,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except _problems() as error:
-        err.print(f"[bold red]currents:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True)
+        complain(str(error))
         sys.exit(1)
 
 
@@ -51,6 +49,19 @@ def _problems() -> tuple[type[Exception], ...]:
 
     ours = (SettingsError, BrokerError, StorageError, BundleError, TowerError, ArchiveError, EmbeddedBrokerError, InputError, QueryError)
     return (*ours, ReleaseError, FetchError, RetrainError, FileNotFoundError)
+
+
+@app.command()
+def broker(port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one")] = 9092, json: Json = False) -> None:
+    """Run a Kafka broker to try things on until SIGTERM: in memory, its data end with it (extra `demo`)."""
+    import asyncio
+
+    from streams.demo.embedded_broker import until_signalled
+
+    def ready(address: str) -> None:
+        print_json({"bootstrap": address}) if json else print_line(f'{address}: a broker in memory; kafka.bootstrap = "{address}"')
+
+    asyncio.run(until_signalled(port, ready))
 
 
 @app.command()
@@ -134,13 +145,13 @@ def topics(
         print_json(rows)
     else:
         for row in rows:
-            out.print(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}", highlight=False)
+            print_line(f"{row['topic']}: {'; '.join(row['differs']) or ('created' if row['created'] else 'as it should be')}")
     raise typer.Exit(any(fatal for _, _, fatal in found))
 
 
 @app.command()
 def produce(
-    file: Annotated[str, typer.Argument(help="JSON lines; - for standard input")],
+    file: Annotated[str, typer.Argument(help="JSON lines or a JSON array, gzip or not; a folder of such files; - for standard input")],
     platform: Annotated[str, typer.Option(help="Which platform of the settings")],
     items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
     rate: Annotated[float, typer.Option(help="Records a second; 0 = as fast as it goes")] = 0,
@@ -148,17 +159,47 @@ def produce(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Send events (or items) to a platform's topic, one JSON object a line."""
+    """Send events (or items) to a platform's topic: one JSON object a line, or the elements of an array."""
+    from streams.commands.produce import Sending
     from streams.commands.produce import produce as send
+    from streams.commands.records import files_of, records
+
+    settings, sending = load(config), Sending()
+    stopped: tuple[type[BaseException], ...] = (*_problems(), KeyboardInterrupt)
+    found = records(files_of(file, platform, items), raw)
+    try:
+        with progress("records") as bar:
+            task = bar.add_task("")
+            send(settings, found, platform, items, rate, lambda n: bar.update(task, completed=n), sending)
+    except stopped as error:
+        if sending.acknowledged:
+            complain(sending.said() if isinstance(error, KeyboardInterrupt) else f"{error}; {sending.said()}")
+            raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        raise
+    print_json({"sent": sending.acknowledged}) if json else print_line(f"{sending.acknowledged:,} records sent and acknowledged")
+    for warning in sending.warnings():
+        complain(warning)
+
+
+@app.command("map")
+def map_file(
+    file: Annotated[str, typer.Argument(help="JSON lines, one record a line; - for standard input")],
+    platform: Annotated[str, typer.Option(help="Which platform of the settings")],
+    items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
+    limit: Annotated[int, typer.Option(help="Only the first records; 0 = all")] = 20,
+    json: Json = False,
+    config: Config = None,
+) -> None:
+    """Try a mapping without Kafka: the events or items of the first lines, and why others become dead letters."""
+    from streams.commands.map import mapper_of, rows, show, summary, tried
     from streams.core.errors import InputError
 
-    settings = load(config)
+    mapper = mapper_of(load(config), platform)
     if file != "-" and not Path(file).is_file():
         raise InputError(f"{file}: no such file")
-    with progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
-        task = bar.add_task("")
-        n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
-    print_json({"sent": n}) if json else out.print(f"{n:,} records sent and acknowledged")
+    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
+        found = tried(lines, mapper, items, limit)
+    print_json(summary(found) | {"rows": list(rows(found))}) if json else show(found)
 
 
 @app.command()
@@ -169,12 +210,15 @@ def query(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Current interests of users."""
+    """Current interests of users; exit status 1 if one of them is not known."""
     from streams.commands.profiles import profiles, show_profile
 
-    rows = profiles(load(config), url, user, vector)
+    rows, unknown = profiles(load(config), url, user, vector)
     for row in rows:
-        print_json(row) if json else out.print(show_profile(row))
+        print_json(row) if json else show(show_profile(row, out.is_terminal))
+    for name in unknown:
+        complain(f"unknown user {name!r}")
+    raise typer.Exit(bool(unknown))
 
 
 @app.command()
@@ -193,12 +237,9 @@ def rank(
     if json:
         print_json(row)
         return
-    table = Table("item", "score", box=None)
-    for ranked in row["ranked"]:
-        table.add_row(ranked["item"], f"{ranked['score']:+.3f}")
-    out.print(table)
+    print_table(("item", "score"), ((ranked["item"], f"{ranked['score']:+.3f}") for ranked in row["ranked"]))
     if row["unknown"]:
-        out.print(f"without a vector: {', '.join(row['unknown'])}", highlight=False)
+        print_line(f"without a vector: {', '.join(row['unknown'])}")
 
 
 @app.command()
@@ -219,11 +260,11 @@ def tail(
         from streams.releases.names import said
 
         for n, record in enumerate(follow_releases(load(config), from_beginning), 1):
-            print_json(release_row(record)) if json else out.print(said(record), highlight=False, soft_wrap=True, markup=False)
+            print_json(release_row(record)) if json else print_line(said(record))
             if n == limit:
                 return
     for n, (name, profile) in enumerate(follow(load(config), set(user or ()), from_beginning), 1):
-        print_json(row_of(name, profile)) if json else out.print(line(name, profile), highlight=False, soft_wrap=True)
+        print_json(row_of(name, profile)) if json else print_line(line(name, profile))
         if n == limit:
             return
 
@@ -235,10 +276,7 @@ def settings(json: Json = False, config: Config = None) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("key", "value", "source", box=None)
-    for row in rows:
-        table.add_row(*row.values())
-    out.print(table)
+    print_table(("key", "value", "source"), (tuple(row.values()) for row in rows))
 
 
 @app.command()
@@ -252,7 +290,7 @@ def check(json: Json = False, config: Config = None) -> None:
     else:
         for row in rows:
             out.print(f"{'[green]ok  [/]' if row.ok else '[red]FAIL[/]'} {row.what}: ", end="")
-            out.print(row.says, markup=False, highlight=False, soft_wrap=True)
+            print_line(row.says)
     raise typer.Exit(not all(row.ok for row in rows))
 
 

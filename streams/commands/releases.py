@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 
 from schemas.releases import Channel, Release
-from streams.commands.terminal import Config, Json, out, print_json
+from streams.commands.terminal import Config, Json, print_json, print_line, print_table
 from streams.core.settings import Settings, load
+from streams.core.settings_errors import masked
 from streams.releases.names import clock, encoder_of, fields, find, history_of, line, named, row_of
 
 releases = typer.Typer(no_args_is_help=True, help="Which encoder is served, which is on trial, and what to change about it.")
@@ -48,22 +48,23 @@ def list_releases(
     if json:
         print_json({"records": rows[-limit:], "candidate": waiting.version if waiting else None, "worker": worker})
         return
-    table = Table("offset", "channel", "version", "state", "share", "at", "by", "why", box=None)
+    shown_rows = []
     for a in history[-limit:]:
-        mark = "*" if a.offset in counting else " "
+        counts = "*" if a.offset in counting else ""
         r = a.release
         shown = [r.version, r.state, f"{r.share:.1%}", clock(r.at), r.by, r.why] if r else ["", "not valid", "", "", "", a.problem]
-        table.add_row(f"{a.offset}{mark}", a.channel, *shown)
-    out.print(table)
+        shown_rows.append((counts, a.offset, a.channel, *shown))
+    print_table(("counts", "offset", "channel", "version", "state", "share", "at", "by", "why"), shown_rows)
+    print_line("*: the newest valid record of its channel, which workers follow")
     encoders = worker.get("encoders", {})
     said = f"a worker serves {encoders.get('serving')}" if encoders else f"no worker answers: {worker.get('why', '')}"
     if encoders.get("candidate"):
         said += f", and tries {encoders['candidate']} on {encoders['share']:.1%} of its users"
-    out.print(said, highlight=False, soft_wrap=True, markup=False)
+    print_line(said)
     for what, why in worker.get("refused", {}).items():
-        out.print(f"refused: {what}: {why}", highlight=False, soft_wrap=True, markup=False)
+        print_line(f"refused: {what}: {why}")
     for alarm in worker.get("drift", []):
-        out.print(f"not as it was: {alarm}", highlight=False, soft_wrap=True, markup=False)
+        print_line(f"not as it was: {alarm}")
 
 
 @releases.command("show")
@@ -83,7 +84,7 @@ def show_release(version: Version = None, json: Json = False, config: Config = N
         print_json(row)
         return
     for key, value in row.items():
-        out.print(f"{key}: {value}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{key}: {masked(str(value))}")
 
 
 @releases.command("diff")
@@ -106,7 +107,7 @@ def diff_releases(
         print_json(found)
         return
     for text in lines(found):
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        print_line(text)
 
 
 @releases.command("try")
@@ -182,7 +183,7 @@ def _write(settings: Settings, channel: Channel, release: Release, check: bool, 
             encoder_of(settings, release, Path(folder))
     offset = asyncio.run(announce(settings.kafka, settings.topic("releases"), channel, release))
     row = {"offset": offset, "channel": channel, **fields(release)}
-    print_json(row) if json else out.print(f"{channel}: {line(release)} (record {offset})", highlight=False, markup=False, soft_wrap=True)
+    print_json(row) if json else print_line(f"{channel}: {line(release)} (record {offset})")
 
 
 def _now() -> int:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from encoder.recipe import TowerRecipe
-from streams.commands.terminal import Config, Json, out, print_json
+from streams.commands.terminal import Config, Json, print_json, print_line
 from streams.core.errors import SettingsError
 from streams.core.settings import Settings, load
 from streams.offline.training_process import start
@@ -119,7 +119,7 @@ def world(
 
     end_ms = None if until is None else int(until.replace(tzinfo=UTC).timestamp() * 1000)
     n = write_world(folder, events, users, seed, days, catalogue_seed, end_ms)
-    print_json(n) if json else out.print(f"{folder}: {n['events']:,} events, {n['items']:,} items, and currents.toml")
+    print_json(n) if json else print_line(f"{folder}: {n['events']:,} events, {n['items']:,} items, and currents.toml")
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def job(
             data = folder
         row = {
             "data": data,
-            "platforms": [p.model_dump(mode="json") for p in settings.platforms],
+            "platforms": settings.declared(),
             "tower": settings.encoding.tower,
             "earliest_ms": settings.ingest.earliest_ms(),
             "recipe": recipe,

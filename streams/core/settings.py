@@ -2,12 +2,11 @@
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -17,9 +16,11 @@ from schemas.mapping import PlatformMapping
 from schemas.releases import Rules
 from schemas.windows import Policy
 from streams.core.errors import SettingsError
+from streams.core.settings_errors import masked, nearest, say
 
 ENV_PREFIX = "CURRENTS_"
 CONFIG_VARIABLE = "CURRENTS_CONFIG"
+NO_SETTINGS = (CONFIG_VARIABLE, "CURRENTS_DATA")  # the latter names the folder of the research data to the tests
 CONFIG_FILE = "currents.toml"
 BEHAVIOR_WEIGHTS = {
     "view": 1.0, "click": 1.0, "read": 1.5, "like": 3.0, "follow": 3.0, "share": 3.0, "comment": 3.0,
@@ -72,6 +73,7 @@ class Worker(Section):
     )
     session_timeout_s: float = Field(6.0, gt=0, description="Seconds without heartbeat after which the group gives a worker up")
     commit_interval_s: float = Field(1.0, gt=0, description="Seconds between offset commits")
+    max_away_s: float = Field(30.0, ge=0, description="Seconds without brokers after which `/readyz` answers 503; 0: it goes on answering 200")
     cache_mb: int = Field(64, ge=1, description="RocksDB block cache of the whole worker, MiB")
     write_buffer_mb: int = Field(8, ge=1, description="RocksDB memtable of one tablet's table, MiB")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
@@ -84,6 +86,9 @@ class Ingest(Section):
     earliest: str = Field("2000-01-01T00:00:00+00:00", description="Events before this time (ISO 8601) are dead letters")
     max_bytes: int = Field(2_000_000, ge=1, description="Larger events are dead letters")
     dead_letter_days: float = Field(14.0, gt=0, description="Retention of dead letters, days")
+    schema_registry: str = Field("", pattern=r"^(https?://[^@\s]+)?$", description="URL of a Schema Registry for framed values")
+    schema_registry_username: str = Field("", description="User of the registry (HTTP Basic)")
+    schema_registry_password: SecretStr | None = Field(None, description="Its password; never printed")
     event_days: float = Field(30.0, gt=0, description="Retention of the unified topic, days")
 
     @field_validator("earliest")
@@ -248,7 +253,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _distinct_platforms(self) -> "Settings":
-        for what in ("name", "code", "topic"):
+        for what in ("name", "code"):
             seen = [getattr(p, what) for p in self.platforms]
             twice = next((v for v in seen if seen.count(v) > 1), None)
             if twice is not None:
@@ -265,6 +270,11 @@ class Settings(BaseSettings):
         """Whether the topic of releases says which encoder serves."""
         return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
+    def declared(self) -> list[dict[str, Any]]:
+        """The platforms as JSON that another process reads as these same mappings: by the keys of the settings file, such as `in` of a filter."""
+        rows = [platform.model_dump(mode="json", by_alias=True) for platform in self.platforms]
+        return [row | {"items_topic": row["items_topic"] or "none"} for row in rows]
+
     def topic(self, name: str) -> str:
         """One of Currents' own topics: events, item-vectors, windows, profiles, dead-letters, releases."""
         return f"{self.worker.prefix}.{name}"
@@ -278,33 +288,22 @@ class _Environment(EnvSettingsSource):
         self.env_vars = {k: v for k, v in self.env_vars.items() if k.upper() != CONFIG_VARIABLE}
 
 
-def to_toml(values: dict[str, Any]) -> str:
-    """Settings as TOML: JSON's scalars, lists and inline tables are TOML's but for `:` and null."""
-
-    def show(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{ " + ", ".join(f"{orjson.dumps(k).decode()} = {show(v)}" for k, v in value.items()) + " }"
-        if isinstance(value, list | tuple):
-            return "[" + ", ".join(map(show, value)) + "]"
-        return orjson.dumps(value).decode()
-
-    return "\n".join(f"{key} = {show(value)}" for key, value in values.items()) + "\n"
-
-
 def load(path: Path | None = None) -> Settings:
     """Settings from `path`, $CURRENTS_CONFIG or ./currents.toml if there is one, and the environment. Raises SettingsError."""
     values, name = read_file(path)
     known = {f"{ENV_PREFIX}{section}".upper() for section in Settings.model_fields}
     for variable in os.environ:
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper() != CONFIG_VARIABLE and variable.upper().split("__")[0] not in known:
-            raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>")
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in NO_SETTINGS and variable.upper().split("__")[0] not in known:
+            hint = nearest(variable.upper().split("__")[0], known)
+            raise SettingsError(f"environment: {variable} is no setting, want {ENV_PREFIX}<SECTION>__<KEY>{hint}")
     try:
         return Settings(**values)
     except ValidationError as error:
         environment = _Environment(Settings)()
-        raise SettingsError("\n".join(_say(e, name, environment) for e in error.errors())) from None
+        told = [say(e, "environment" if _within(e["loc"], environment) else name, values | environment, Settings) for e in error.errors()]
+        raise SettingsError("\n".join(told)) from None
     except Exception as error:  # pydantic-settings wraps JSON errors of complex variables in its own type
-        raise SettingsError(f"environment: {error}") from None
+        raise SettingsError(f"environment: {masked(str(error))}") from None
 
 
 def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
@@ -321,18 +320,14 @@ def read_file(path: Path | None) -> tuple[dict[str, Any], str]:
         raise SettingsError(f"{file}: not TOML: {error}") from None
 
 
-def _say(error: Mapping[str, Any], name: str, environment: Mapping[str, Any]) -> str:
-    loc = [str(part) for part in error["loc"]]
-    key = ".".join(loc) or "settings"
-    if loc and (loc[0] in environment if len(loc) == 1 else loc[1] in environment.get(loc[0], {})):
-        name = "environment"
-    value = error.get("input")
-    shown = "" if isinstance(value, dict | BaseModel) or "password" in key else f" = {value!r:.100}"
-    return f"{name}: {key}{shown}: {error['msg']}"
+def _within(loc: Sequence[int | str], environment: Mapping[str, Any]) -> bool:
+    """Whether what stands at a place of the settings came from the environment."""
+    section = environment.get(str(loc[0])) if loc else None
+    return section is not None and (len(loc) == 1 or not isinstance(section, dict) or loc[1] in section)
 
 
 def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str, str, str]]:
-    """(key, value, source) of every effective setting; source is "default", "environment" or the file. Secrets are masked."""
+    """(key, value, source) of every effective setting; source is "default", "environment" or the file. Secrets are masked, those in URLs too."""
     values, name = read_file(path)
     environment = _Environment(Settings)()
     for section, field in Settings.model_fields.items():
@@ -344,4 +339,4 @@ def sources(settings: Settings, path: Path | None = None) -> Iterator[tuple[str,
         del field
         for key, value in chosen:
             source = "environment" if key in environment.get(section, {}) else name if key in values.get(section, {}) else "default"
-            yield f"{section}.{key}", str(value), source
+            yield f"{section}.{key}", masked(str(value)), source

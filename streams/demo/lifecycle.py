@@ -25,16 +25,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import orjson
+import tomli_w
 
+from encoder.base import Encoder
 from encoder.bundle import MANIFEST, RESIDUALS, open_bundle, pack_residuals
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release
 from schemas.runs import REFUSED
 from streams.audit import windows as verify
 from streams.audit.vectors import check_vectors
 from streams.core.errors import SettingsError
-from streams.core.settings import Settings, to_toml
+from streams.core.settings import Settings
 from streams.core.tasks import signalled
 from streams.demo.embedded_broker import started
 from streams.demo.live import beside, producing, send_items, until
@@ -88,7 +90,7 @@ def declared(bootstrap: str, folder: Path) -> tuple[Settings, Path]:
     for section, told in own.items():
         values[section] = {**values.get(section, {}), **told}
     config = folder / "currents.toml"
-    config.write_text(to_toml(values))
+    config.write_text(tomli_w.dumps(values))
     return Settings(**values), config
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.profiles import Profile, decode_profile
+from streams.core.printable import printable
 from streams.demo.portrait_panel import portrait
 from streams.processes.worker import Worker
 from streams.transport.sender import partition_of
@@ -34,8 +35,8 @@ def _figures(worker: Worker, sent: int, started: float) -> RenderableType:
     table.add_row("events sent", f"{sent:,}", "events/s", f"{sent / elapsed:,.0f}")
     table.add_row("unified", f"{value('currents_events_total'):,.0f}", "folded", f"{value('currents_folded_total'):,.0f}")
     table.add_row("event → profile, p50", f"{p50:.0f} ms", "p99", f"{p99:.0f} ms")
-    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.lag():,.0f}")
-    table.add_row("encoder", worker.encoder.version)
+    table.add_row("items", f"{worker.store.table.size - 1:,}", "not yet handled", f"{worker.backlog.records():,.0f}")
+    table.add_row("encoder", Text(printable(worker.encoder.version)))
     reasons: dict[str, float] = {}
     for family in worker.metrics.dead.collect():
         for sample in family.samples:

@@ -13,7 +13,7 @@ them in the unified topic, from where it ended when that run began, and sends th
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,10 @@ from streams.core.clock import now_ms
 from streams.core.errors import BrokerError
 from streams.core.settings import Settings
 from streams.ingest.normalise import mappers, row_time
+from streams.ingest.schema_registry import ids_of, registry_of
 from streams.transport.broker_settings import for_aiokafka
 from streams.transport.reading import read_to_end, read_topic, reader
-from streams.transport.sender import Row, Sender, by_partition
+from streams.transport.sender import HeadedRow, Row, Sender, by_partition
 from streams.transport.topics import DEAD_LETTER_BYTES, asking, create, identity
 
 log = logging.getLogger("currents.redrive")
@@ -45,7 +46,7 @@ class Mended:
     """What some letters become, before anything is sent."""
 
     events: list[Row] = field(default_factory=list)
-    items: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
+    items: dict[str, dict[int, list[HeadedRow]]] = field(default_factory=dict)
     """By topic and partition: an item goes where it came from."""
     marks: list[Row] = field(default_factory=list)
     still: Counter[str] = field(default_factory=Counter)
@@ -65,15 +66,19 @@ def mend(letters: Iterable[DeadLetter], by_name: Mapping[str, Mapper], items: fr
             out.still[letter.reason] += 1
             continue
         is_item = letter.topic in items
-        found = mapper.item(letter.value) if is_item else mapper.events(letter.value, letter.topic, letter.partition, letter.offset, letter.at)
+        found: Sequence[Any] | Rejected = (
+            mapper.items(letter.value, letter.metadata)
+            if is_item
+            else mapper.events(letter.value, letter.topic, letter.partition, letter.offset, letter.at, letter.metadata)
+        )
         if isinstance(found, Rejected):
             out.still[found.reason] += 1
             continue
         at, source = row_time(letter.timestamp, at_ms), (letter.topic, letter.partition, letter.offset)
-        if isinstance(found, list):
+        if not is_item:
             out.events += [(e.user_id.encode(), encode_event(e), at) for e in found if (source, e.event_id) not in sent]
         else:
-            out.items.setdefault(letter.topic, {}).setdefault(letter.partition, []).append((letter.key, letter.value, at))
+            out.items.setdefault(letter.topic, {}).setdefault(letter.partition, []).append((letter.key, letter.value, at, letter.headers))
         out.marks.append((mark_of(letter), b"", at_ms))
     return out
 
@@ -124,7 +129,8 @@ def _decoded(record: Any) -> DeadLetter | None:
 class _Run:
     def __init__(self, settings: Settings, everything: bool, progress: Callable[[int], None]) -> None:
         self._settings, self._progress = settings, progress
-        self._by_name = mappers(settings)
+        self._registry = registry_of(settings)
+        self._by_name = mappers(settings, self._registry)
         self._items = frozenset(p.items_topic for p in settings.platforms if p.items_topic)
         self._everything = everything
 
@@ -142,7 +148,9 @@ class _Run:
             if not dry_run:
                 await self._say(sender, {"from": unfinished or await self._ends()})
             async for letters in letters_of(s):
-                fresh = {mark_of(d): d for d in letters if mark_of(d) not in done}
+                fresh = {(mark_of(d), d.platform): d for d in letters if mark_of(d) not in done}
+                if self._registry is not None:
+                    await self._registry.fetch(ids_of(fresh.values()))
                 lot = mend(fresh.values(), self._by_name, self._items, sent, now_ms())
                 if not dry_run:
                     await sender.send_all({s.topic("events"): by_partition(lot.events, s.worker.partitions), **lot.items})

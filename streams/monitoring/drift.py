@@ -45,7 +45,7 @@ BY_SHARE = frozenset(BINS) - {"spread", "coverage"}
 _REASON = {reason: n for n, reason in enumerate(BINS["dead-letters"])}
 
 
-def looks(event: Event) -> tuple[int, int]:
+def field_bins(event: Event) -> tuple[int, int]:
     """Bins of an event's optional fields and of its item's id."""
     item = event.item_id
     kind = 3 if not item.isascii() else 0 if item.isdigit() else 1 if item.isalnum() else 2
@@ -151,11 +151,11 @@ class Drift:
         self._add("behaviors", platform, behaviors)
         self._add("unknown-items", platform, unknown.astype(np.int64))
 
-    def records(self, platform: str, good: int, dead: Sequence[str], looks: Sequence[tuple[int, int]]) -> None:
+    def records(self, platform: str, good: int, dead: Sequence[str], field_bins: Sequence[tuple[int, int]]) -> None:
         """Records of a platform that were used, why others became dead letters, and what some events look like: a mapping that no longer fits."""
         self._add("dead-letters", platform, np.array([0] * good + [_REASON[reason] for reason in dead], np.int64))
-        if looks:
-            fields, items = np.array(looks).T
+        if field_bins:
+            fields, items = np.array(field_bins).T
             self._add("fields", platform, fields)
             self._add("item-ids", platform, items)
 

@@ -122,6 +122,7 @@ class Metrics(SwapMetrics):
         self.events = Counter("currents_events_total", "Events written to the unified topic", ["platform"], registry=r)
         self.filtered = Counter("currents_filtered_total", "Records left out by a mapping's filters", ["platform"], registry=r)
         self.dead = Counter("currents_dead_letters_total", "Records rejected", ["platform", "reason"], registry=r)
+        self.left_out = Counter("currents_left_out_fields_total", "Optional fields left out of events", ["platform", "reason"], registry=r)
         self.items = Counter("currents_items_total", "Item vectors written", ["platform"], registry=r)
         self.folded = Counter("currents_folded_total", "Events folded into windows", registry=r)
         self.unchanged = Counter("currents_unchanged_total", "Windows that a batch left as they were: duplicates, replays, too old", registry=r)

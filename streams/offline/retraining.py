@@ -128,7 +128,7 @@ def _job(settings: Settings, serving: str, folder: Path, compress: Compress) -> 
     retraining = {"serving": serving, "rules": settings.gate.model_dump(), "min_events": s.min_events, "epochs": s.epochs, "lr": s.lr}
     row = {
         "data": str(folder / "log"),
-        "platforms": [p.model_dump(mode="json") for p in settings.platforms],
+        "platforms": settings.declared(),
         "tower": settings.encoding.tower,
         "earliest_ms": settings.ingest.earliest_ms(),
         "recipe": settings.training.model_dump(mode="json"),

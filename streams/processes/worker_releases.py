@@ -7,14 +7,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from encoder.runtime import Encoder, load_encoder
+from encoder.base import Encoder
+from encoder.runtime import load_encoder
 from encoder.towers import Tower
 from schemas.releases import Release
 from streams.core.settings import Settings
 from streams.monitoring.drift import Drift
 from streams.monitoring.metrics import Metrics
+from streams.profile.recompute import Recomputer
 from streams.profile.reencode import Reencoder
-from streams.profile.update import Updater
 from streams.releases.bundle_fetch import load_release, opening
 from streams.releases.canary_controller import Decider
 from streams.releases.canary_rules import Sums, interval
@@ -44,14 +45,14 @@ class Lifecycle:
             encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, e.device)
         else:
             encoder, release = opening(wanted, cache, load)
-        self.swapper = Swapper(Lineup(encoder), releases, load, store.table, pool, metrics, cache, r.retry_s)
+        self._reencoder: Reencoder | None = None
+        self.swapper = Swapper(Lineup(encoder), releases, load, store.table, pool, metrics, cache, r.retry_s, self._switched)
         if release is not None:
             self.swapper.began(release)
         names = {p.code: p.name for p in settings.platforms}
-        self.observer = Observer(store, self.lineup, e.policy, names, metrics, r.observed_per_s)
         d = settings.drift
         self.drift = Drift(d.window_s, d.reference_h, d.psi, d.share, d.alpha, d.least, self._drifted)
-        self.observer.drift = self.drift
+        self.observer = Observer(store, self.lineup, e.policy, names, metrics, r.observed_per_s, self.drift)
 
     def _drifted(self, what: str, of: str, psi: float, alarm: bool) -> None:
         self._metrics.drift.labels(what, of).set(psi)
@@ -68,12 +69,14 @@ class Lifecycle:
         self.observer.failed()
         log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
 
-    def join(self, tablets: Tablets, updater: Updater, sender: Sender, pressed: Callable[[], bool], url: str) -> Reencoder:
-        """Put it beside a worker's other parts. `pressed`: whether live events wait; returns who encodes users again."""
+    def _switched(self) -> None:
+        if self._reencoder is not None:
+            self._reencoder.switched()
+
+    def join(self, tablets: Tablets, recomputer: Recomputer, sender: Sender, overloaded: Callable[[], bool], url: str) -> Reencoder:
+        """Connect it with a worker's tablets; returns what re-encodes their users. `overloaded`: whether too many events wait."""
         s, m = self._settings, self._metrics
-        again = Reencoder(tablets, updater, self.lineup, m, s.releases.reencode_per_s, pressed, self.swapper.forget_older)
-        self.swapper.switched = again.switched
-        updater.observer = self.observer if s.releases.observed_per_s else None
+        again = Reencoder(tablets, recomputer, self.lineup, m, s.releases.reencode_per_s, overloaded, self.swapper.forget_older)
         self._reencoder = again
         self._decider = Decider(self.swapper, self.observer, tablets, sender, s.topic("releases"), f"worker {url}", s.releases.rules)
         m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", again.pending)
@@ -87,6 +90,7 @@ class Lifecycle:
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What runs for as long as the worker."""
+        assert self._reencoder is not None  # `join` comes first
         s, found = self._settings, [self._reencoder.forever()]
         if s.follows():
             found.append(self.swapper.follow(s.kafka, s.topic("releases")))

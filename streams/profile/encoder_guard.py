@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from encoder.runtime import Encoder
+from encoder.base import Encoder
 
 log = logging.getLogger("currents.encoder")
 FIRST_S, LONGEST_S = 0.25, 5.0  # pauses between attempts: the first, and the longest that doubling it leads to

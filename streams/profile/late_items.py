@@ -1,6 +1,6 @@
-"""Users who are encoded again without an event of their own: their items' vectors came late, or the fallback encoder had stepped in.
+"""Recomputes users without an event of their own: their items' vectors came late, or the fallback encoder made their profiles.
 
-The first work that is shed under load: while many live events wait, nobody is encoded again.
+The first work that is shed under load: while many live events wait, no user is recomputed.
 """
 
 import asyncio
@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from streams.core.cancel import to_thread
 from streams.monitoring.metrics import Metrics
 from streams.profile.encoder_guard import EncoderDown
-from streams.profile.update import CHUNK, Updater
-from streams.state.tablets import FALLBACK, Tablet, Tablets, key_bytes
+from streams.profile.recompute import CHUNK, Recomputer
+from streams.state.tablet import FALLBACK, Tablet, key_bytes
+from streams.state.tablets import Tablets
 
 PASS = 20_000  # pairs of item and user that are looked up at once
 LOOK_S = 0.1  # between looks at whether live events still wait
 FELL_BACK = int.from_bytes(FALLBACK, "big")
 
 
-class Late:
-    """`pressed`: whether live events wait so many that this work has to."""
+class LateItems:
+    """Owns which users wait for an item's vector, or for the encoder, and recomputes them. `overloaded`: whether too many live events wait."""
 
-    def __init__(self, tablets: Tablets, updater: Updater, metrics: Metrics, pressed: Callable[[], bool]) -> None:
-        self._tablets, self._updater, self._metrics, self._pressed = tablets, updater, metrics, pressed
-        self._due: dict[int, set[int]] = {}  # partition -> item keys that somebody may wait for no longer
+    def __init__(self, tablets: Tablets, recomputer: Recomputer, metrics: Metrics, overloaded: Callable[[], bool]) -> None:
+        self._tablets, self._recomputer, self._metrics, self._overloaded = tablets, recomputer, metrics, overloaded
+        self._due: dict[int, set[int]] = {}  # partition -> keys of items whose vectors have come
         self._wake = asyncio.Event()
         self._doing = 0
 
@@ -68,15 +69,15 @@ class Late:
         items = self._due.pop(tablet.partition, set())
         self._doing = len(items)
         try:
-            if await self._again(tablet, items, generation):
+            if await self._recompute(tablet, items, generation):
                 self._add(tablet.partition, items)
         except EncoderDown as down:
             self._add(tablet.partition, items)
-            await self._tablets.still(generation, down.wait_s)
+            await self._tablets.wait_within_generation(generation, down.wait_s)
         finally:
             self._doing = 0
 
-    async def _again(self, tablet: Tablet, items: set[int], generation: int | None) -> bool:
+    async def _recompute(self, tablet: Tablet, items: set[int], generation: int | None) -> bool:
         """One pass; whether there may be more, as when the generation passed: the tablet may be here again."""
         async with tablet.lock:  # a batch in flight may be about to note that it waits
             if not self._tablets.holds(tablet, generation):
@@ -86,20 +87,20 @@ class Late:
         for start in range(0, len(users), CHUNK):
             await self._turn(generation)
             chunk = users[start : start + CHUNK]
-            async with self._updater.behind(tablet, generation) as mine:
+            async with self._recomputer.background_turn(tablet, generation) as mine:
                 if not mine:
                     return True
-                due = await self._updater.outdated(tablet, chunk)  # another worker may have had the tablet since, and encoded them
-                if due and not await (await self._updater.again(tablet, due))[0]:
+                due = await self._recomputer.outdated(tablet, chunk)  # another worker may have had the tablet since, and encoded them
+                if due and not await (await self._recomputer.recompute(tablet, due))[0]:
                     return True
-                tablet.write(arrived=[(item, user) for user in chunk for item in by_user[user]])
+                tablet.write(resolved=[(item, user) for user in chunk for item in by_user[user]])
             self._metrics.reencoded.inc(len(due))
             await asyncio.sleep(0)
         return more
 
     async def _turn(self, generation: int | None) -> None:
-        """Give way to live events."""
-        while self._pressed() and await self._tablets.still(generation, LOOK_S):
+        """Wait while the worker is overloaded."""
+        while self._overloaded() and await self._tablets.wait_within_generation(generation, LOOK_S):
             pass
 
 

@@ -5,8 +5,8 @@ from concurrent.futures import Executor, wait
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, Features, featurize, fitted
-from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import maker, pack_maker, pack_profiles, unknown_items
 from schemas.windows import DTYPE, Policy
@@ -15,7 +15,7 @@ from streams.profile.encoder_guard import Guard
 from streams.profile.portrait import Style, interests
 from streams.releases.routing import Current, Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import FALLBACK, key_bytes
+from streams.state.tablet import FALLBACK, key_bytes
 
 
 def style_of(settings: Settings) -> Style:

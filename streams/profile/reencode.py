@@ -12,10 +12,11 @@ from schemas.profiles import maker, origin
 from streams.core.cancel import to_thread
 from streams.monitoring.metrics import Metrics
 from streams.profile.encoder_guard import EncoderDown
-from streams.profile.update import Updater
+from streams.profile.recompute import Recomputer
 from streams.releases.routing import Current
 from streams.state.rocksdb import scan
-from streams.state.tablets import Tablet, Tablets
+from streams.state.tablet import Tablet
+from streams.state.tablets import Tablets
 
 PASS = 50_000  # users of a tablet that are found in one look through it
 LOOK = 2_000  # profiles looked at at once: a few ms, in which the tablet's live events wait
@@ -29,20 +30,24 @@ Place = tuple[int, bytes]
 
 
 class Reencoder:
-    """`per_s`: users a second and worker, 0 for none but those who are read; `pressed`: whether live events wait; `done`: nobody is left here."""
+    """Owns the queue of users whose profile another encoder made than the one that should.
+
+    `per_s`: users a second and worker, 0 for only those that are read. `overloaded`: whether too many live events wait for this work.
+    `done` is called when no user is left here.
+    """
 
     def __init__(
         self,
         tablets: Tablets,
-        updater: Updater,
+        recomputer: Recomputer,
         lineup: Current,
         metrics: Metrics,
         per_s: float,
-        pressed: Callable[[], bool],
+        overloaded: Callable[[], bool],
         done: Callable[[], Awaitable[None]],
     ) -> None:
-        self._tablets, self._updater, self._lineup, self._metrics = tablets, updater, lineup, metrics
-        self._per_s, self._pressed, self._done = per_s, pressed, done
+        self._tablets, self._recomputer, self._lineup, self._metrics = tablets, recomputer, lineup, metrics
+        self._per_s, self._overloaded, self._done = per_s, overloaded, done
         self._queues: dict[int, list[bytes]] = {}  # partition -> users, the next one last
         self._below: dict[int, Place | None] = {}  # partitions that are to be looked through, and from where
         self._asked: dict[int, dict[bytes, None]] = {}
@@ -99,7 +104,7 @@ class Reencoder:
 
     async def _turn(self) -> None:
         """Wait while live events wait, and until the rate allows for more."""
-        while self._pressed():
+        while self._overloaded():
             await asyncio.sleep(WAIT_S)
         await asyncio.sleep(max(0.0, self._next_at - time.monotonic()))
 
@@ -127,14 +132,14 @@ class Reencoder:
 
     async def _encode(self, tablet: Tablet, generation: int, users: list[bytes]) -> None:
         began = time.monotonic()
-        async with self._updater.behind(tablet, generation) as mine:
+        async with self._recomputer.background_turn(tablet, generation) as mine:
             if not mine:
                 return  # its next owner looks through it
             users = [u for u in users if (profile := tablet.profile(u)) and self.stale(u, profile)]
             if not users:
                 return
             try:
-                publishing, took = await self._updater.again(tablet, users)
+                publishing, took = await self._recomputer.recompute(tablet, users)
             except EncoderDown as down:
                 self._queues[tablet.partition] = [*self._queues.get(tablet.partition, ()), *reversed(users)]
                 self._next_at = time.monotonic() + down.wait_s

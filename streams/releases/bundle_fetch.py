@@ -12,10 +12,11 @@ from typing import Any
 
 import fsspec
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.bundle import DEMO, MANIFEST, BundleError, open_bundle
 from encoder.probe import probe
-from encoder.runtime import Device, Encoder, load_encoder
+from encoder.runtime import Device, load_encoder
 from schemas.releases import Release, decode_release, encode_release
 
 log = logging.getLogger("currents.releases")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from aiokafka import TopicPartition
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize, fitted
-from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from schemas.items import decode_item_vector, item_key
 from schemas.profiles import unpack_vector

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from aiokafka import TopicPartition
 
+from encoder.base import Encoder
 from encoder.bundle import BundleError
 from encoder.features import ItemTable
-from encoder.runtime import Encoder
 from schemas.releases import Release
 from streams.core.cancel import stop
 from streams.core.settings import Kafka
@@ -36,7 +36,7 @@ Load = Callable[[Release, Encoder], Encoder]
 
 
 class Swapper:
-    """Keeps the lineup as the topic says. `pool`: the encoding thread; `switched` is called after every change."""
+    """Owns the lineup, and keeps it as the topic says. `pool`: the encoding thread. `switched` is called after every change."""
 
     def __init__(
         self,
@@ -48,10 +48,11 @@ class Swapper:
         metrics: SwapMetrics,
         cache: Path,
         retry_s: float,
+        switched: Callable[[], None] = lambda: None,
     ) -> None:
         self.lineup, self.history, self.refused = lineup, list(history), dict[str, str]()
         self._load, self._table, self._pool, self._metrics, self._cache, self._retry_s = load, table, pool, metrics, cache, retry_s
-        self.switched: Callable[[], None] = lambda: None
+        self._switched = switched
         self._known: dict[str, Encoder] = {}  # identity -> what was loaded of it and is in the lineup
         self._again_at: dict[str, float] = {}  # identity -> monotonic seconds: never, for a bundle that is wrong
         self._noted: Release | None = None
@@ -83,7 +84,7 @@ class Swapper:
         self.history += records
 
     async def settle(self) -> None:
-        """Make the lineup what the topic says, as far as it can be had."""
+        """Make the lineup as the topic says. Keeps the current encoder if a release cannot be loaded."""
         wanted = serving(self.history)
         if wanted is not None and (encoder := await self._ready(wanted, "serving")) is not None:
             if encoder is not self.lineup.serving:
@@ -141,7 +142,7 @@ class Swapper:
             log.warning("%s (%s) serves in place of %s, switched in %.1f ms%s", *_names(lineup, before), took * 1000, tried)
         else:
             log.warning("%s (%s) serves on%s", *_names(lineup, before)[:2], tried or ", no candidate")
-        self.switched()
+        self._switched()
 
     async def _note(self, release: Release) -> None:
         if release == self._noted:

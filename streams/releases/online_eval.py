@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize, fitted
-from encoder.runtime import Encoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.profiles import decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, newest_ms, rows_of
@@ -24,7 +24,7 @@ from streams.monitoring.metrics import Metrics
 from streams.releases.canary_rules import Sums, Trial
 from streams.releases.routing import Current, Lineup
 from streams.state.item_store import ItemStore
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 
 log = logging.getLogger("currents.observing")
 FIRST, SAMPLED, POPULAR = 10, 60, 39
@@ -49,14 +49,16 @@ class Case(NamedTuple):
 class Observer:
     """Call it on the encoding thread. `per_s`: events a second and worker that are looked at, so that it costs the encoder little."""
 
-    def __init__(self, store: ItemStore, lineup: Current, policy: Policy, names: dict[int, str], metrics: Metrics, per_s: float) -> None:
+    def __init__(
+        self, store: ItemStore, lineup: Current, policy: Policy, names: dict[int, str], metrics: Metrics, per_s: float, drift: Drift | None = None
+    ) -> None:
         self._store, self._lineup, self._policy, self._names, self._metrics, self._per_s = store, lineup, policy, names, metrics, per_s
+        self._drift = drift
         self._recent: dict[int, deque[int]] = {}
         self._random = np.random.default_rng()
         self._allowance, self._at_ms = 0.0, 0
         self._timed, self._timed_at = TIMED, 0.0
         self.trial: Trial | None = None
-        self.drift: Drift | None = None
 
     def cases(
         self, tablet: Tablet, users: Sequence[bytes], before: Sequence[bytes | None], rows: Sequence[Sequence[bytes]], now_ms: int
@@ -65,10 +67,10 @@ class Observer:
         table = self._store.table
         last = np.frombuffer(b"".join(max(r, key=newest_ms) for r in rows), DTYPE)
         items = table.index(last["item_key"])
-        if self.drift is not None:
+        if self._drift is not None:
             for code in np.unique(last["platform"]).tolist():
                 mine = last["platform"] == code
-                self.drift.events(self._names[code], last["behavior"][mine], items[mine] == UNKNOWN)
+                self._drift.events(self._names[code], last["behavior"][mine], items[mine] == UNKNOWN)
         good = (items != UNKNOWN) & ~np.isin(last["behavior"], LEFT_OUT)
         for platform, item in zip(last["platform"][good].tolist(), items[good].tolist(), strict=True):
             self._recent.setdefault(platform, deque(maxlen=RECENT)).append(item)
@@ -116,10 +118,10 @@ class Observer:
             self._metrics.live_tests.labels(*labels).inc()
             self._metrics.live_hits.labels(*labels).inc(hit(vector, items_of(encoder, self._store.table), case.target, others))
             seen.setdefault(encoder, []).append((case.user, vector))
-        if self.drift is not None:
+        if self._drift is not None:
             for encoder, made in seen.items():
                 users, vectors = zip(*made, strict=True)
-                self.drift.vectors(encoder.version, users, np.array(vectors), items_of(encoder, self._store.table))
+                self._drift.vectors(encoder.version, users, np.array(vectors), items_of(encoder, self._store.table))
 
     def _pairs(self, lineup: Lineup, candidate: Encoder, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
         trial, table = self._trial(lineup, candidate), self._store.table

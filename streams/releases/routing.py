@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from encoder.runtime import Encoder
+from encoder.base import Encoder
 
 WHOLE = 2.0**64
 

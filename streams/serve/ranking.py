@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from encoder.base import Encoder
 from encoder.features import UNKNOWN
-from encoder.runtime import Encoder
 from encoder.towers import Tower
 from schemas.items import Item, clip_categories, content
 from schemas.profiles import Profile, unpack_vector

@@ -18,7 +18,8 @@ from streams.core.cancel import stop, to_thread
 from streams.core.clock import now_ms
 from streams.core.fault_points import point
 from streams.core.settings import Kafka
-from streams.state.tablets import FALLBACK, OWED, STALE_MS, Tablet, Tablets, key_bytes
+from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
+from streams.state.tablets import STALE_MS
 from streams.transport.reading import read_to_end, reader
 
 log = logging.getLogger("currents.restore")
@@ -32,7 +33,6 @@ Outline = tuple[int, int] | None
 
 async def restore(
     tablet: Tablet,
-    tablets: Tablets,
     kafka: Kafka,
     topics: tuple[str, str],
     table: ItemTable,
@@ -40,11 +40,11 @@ async def restore(
     count: Callable[[int], None],
     fallback: str | None = None,
 ) -> list[bytes]:
-    """Bring a tablet up to the end of its two changelogs (windows, then profiles); returns users whose last rows there are not right.
+    """Bring a tablet up to the end of its two changelogs (windows, then profiles). Returns the users whose last rows there are wrong.
 
-    Reads what is newer than what is there; a tablet that is stale, or that knows more than the log, is emptied first. Windows are merged, not
-    replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event must be lost by that.
-    Users whose profile is of the encoder `fallback` wait for the right one. Whom it returns it notes as owed, until they are published again.
+    Reads the rows that are newer than the tablet. A tablet that is stale, or whose offset lies beyond the log, is emptied first. Windows are merged,
+    not replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event may be lost by that.
+    Users whose profile is of the encoder `fallback` wait for the right one. Marks the returned users as unpublished, until they are published again.
     """
     began, rows, last = time.perf_counter(), 0, dict[str, int]()
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
@@ -56,7 +56,7 @@ async def restore(
         have = {tp: tablet.offset(tp.topic) for tp in parts}
         if any(at and (now_ms() - at > STALE_MS or not first[tp] <= offset + 1 <= end[tp]) for tp, (offset, at) in have.items()):
             log.info("tablet %d: does not continue its changelog, emptied", tablet.partition)
-            tablets.wipe(tablet)
+            tablet.wipe()
             have = dict.fromkeys(parts, (-1, 0))
         seen = Seen(empty=next(tablet.scan("windows"), None) is None)
         steps = (
@@ -71,8 +71,10 @@ async def restore(
                 rows += len(records)
                 count(len(records))
                 point("in-restore")
-        wrong = sorted({*short, *stale, *tablet.waiting(OWED)})
-        tablet.write(waiting=[(OWED, user) for user in wrong], offsets=last, now_ms=now_ms())  # at once: no row is skipped whose user is not noted
+        wrong = sorted({*short, *stale, *tablet.waiting(UNPUBLISHED)})
+        tablet.write(
+            waiting=[(UNPUBLISHED, user) for user in wrong], offsets=last, now_ms=now_ms()
+        )  # at once: no row is skipped whose user is not noted
     finally:
         await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
@@ -169,7 +171,7 @@ def put_profiles(
         for key, user in late:
             noted.setdefault(user, []).append(key)
     waiting = [*late, *awaited(windows, table)]
-    tablet.write(profiles=latest.items(), waiting=waiting, arrived=over, offsets=None if stale else offsets, now_ms=now_ms())
+    tablet.write(profiles=latest.items(), waiting=waiting, resolved=over, offsets=None if stale else offsets, now_ms=now_ms())
 
 
 def merge(old: bytes, new: bytes, policy: Policy) -> bytes:

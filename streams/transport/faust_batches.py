@@ -331,6 +331,7 @@ class BatchApp(faust.App):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, TableManager=NoTables, **options)
+        self._made_at = time.monotonic()
 
     def leave_alone(self) -> None:
         """The brokers are away: `stop` ends everything that would wait for them."""
@@ -358,6 +359,14 @@ class BatchApp(faust.App):
     def is_member(self) -> bool:
         """Whether the group cannot have given this worker up yet. After it stood still its partitions may be another's, before it hears of that."""
         return bool(time.monotonic() - self.consumer.known_at < 0.8 * self.conf.broker_session_timeout)
+
+    def brokers_silent_s(self) -> float:
+        """Seconds since the group last took this worker for a member, or since it has waited for that."""
+        return float(time.monotonic() - (self.consumer.known_at or self._made_at))
+
+    def brokers_away(self) -> bool:
+        """Whether the brokers have been silent for so long that the group has given this worker up."""
+        return bool(self.brokers_silent_s() > self.conf.broker_session_timeout)
 
     @property
     def lost_batches(self) -> int:

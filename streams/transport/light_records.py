@@ -1,10 +1,10 @@
-"""Records as they are fetched: six fields, where aiokafka makes a dataclass of eleven for each; and from where to where a fetch has looked.
+"""Records as they are fetched: seven fields, where aiokafka makes a dataclass of eleven for each; and from where to where a fetch has looked.
 
 This file and `isolation.py` are the only ones that know the inside of aiokafka's fetcher.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ class Record(msgspec.Struct, gc=False):
     timestamp: int
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 class Fetched(list[Record]):
@@ -59,7 +60,7 @@ def empty_range(consumer: AIOKafkaConsumer, tp: TopicPartition) -> tuple[int, in
 
 
 def _record(tp: TopicPartition, r: Any) -> Record:
-    return Record(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value)
+    return Record(tp.topic, tp.partition, r.offset, r.timestamp, r.key, r.value, r.headers or ())
 
 
 class _Buffer(OrderedDict[TopicPartition, Any]):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from murmurhash2 import murmurhash2
@@ -11,6 +11,8 @@ _SEED = 0x9747B28C  # of Kafka's default partitioner
 
 Row = tuple[bytes | None, bytes | None, int]
 """Key, value, timestamp in ms."""
+HeadedRow = tuple[bytes | None, bytes | None, int, Sequence[tuple[str, bytes | None]]]
+"""A row with headers."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -32,7 +34,7 @@ class Sender:
     def __init__(self, producer: Callable[[], Any]) -> None:
         self._producer = producer
 
-    async def send(self, topic: str, parts: dict[int, list[Row]]) -> dict[int, int]:
+    async def send(self, topic: str, parts: Mapping[int, Sequence[Row | HeadedRow]]) -> dict[int, int]:
         """Rows by partition -> offset of the last row in each partition. Raises what the broker answered."""
         sent = [(p, n, future) for p, rows in parts.items() if rows for n, future in await self._batches(topic, p, rows)]
         last: dict[int, int] = {}
@@ -40,19 +42,20 @@ class Sender:
             last[partition] = (await future).offset + count - 1
         return last
 
-    async def send_all(self, topics: dict[str, dict[int, list[Row]]]) -> dict[str, dict[int, int]]:
+    async def send_all(self, topics: Mapping[str, Mapping[int, Sequence[Row | HeadedRow]]]) -> dict[str, dict[int, int]]:
         """`send` on several topics at once."""
         done = await asyncio.gather(*(self.send(topic, parts) for topic, parts in topics.items()))
         return dict(zip(topics, done, strict=True))
 
-    async def _batches(self, topic: str, partition: int, rows: list[Row]) -> list[tuple[int, Any]]:
+    async def _batches(self, topic: str, partition: int, rows: Sequence[Row | HeadedRow]) -> list[tuple[int, Any]]:
         producer = self._producer()
         sent, batch = [], producer.create_batch()
-        for key, value, at in rows:
-            if batch.append(key=key, value=value, timestamp=at) is None:
+        for key, value, at, *more in rows:
+            headers: Any = list(more[0]) if more else []
+            if batch.append(key=key, value=value, timestamp=at, headers=headers) is None:
                 sent.append((batch.record_count(), await producer.send_batch(batch, topic, partition=partition)))
                 batch = producer.create_batch()
-                batch.append(key=key, value=value, timestamp=at)
+                batch.append(key=key, value=value, timestamp=at, headers=headers)
         batch.close()
         sent.append((batch.record_count(), await producer.send_batch(batch, topic, partition=partition)))
         return sent

@@ -54,7 +54,8 @@ def topics(settings: Settings) -> list[Topic]:
         Topic(settings.topic("redriven"), n, redriven),
         Topic(settings.topic("releases"), 1, {**compact, "min.compaction.lag.ms": str(RELEASES_KEPT_MS)}),
     ]
-    platforms = [Topic(name, 0, {}, ours=False) for p in settings.platforms for name in (p.topic, p.items_topic) if name]
+    names = dict.fromkeys(name for p in settings.platforms for name in (p.topic, p.items_topic) if name)
+    platforms = [Topic(name, 0, {}, ours=False) for name in names]
     return own + platforms
 
 

@@ -10,14 +10,15 @@ import pytest
 from benchmarks import common, report
 from benchmarks.cost import parts
 from benchmarks.job import Measured
-from benchmarks.report import costs, headlines, table
+from benchmarks.report import SHORT, costs, headlines, table
 from benchmarks.soak import Ages, Look, thirds
 from tests.project.test_docs import marked
 
 
 def test_tables() -> None:
     """README and docs/figures.md show the tables that the results in the repository give."""
-    assert marked("README.md", "figures") == headlines()
+    assert marked("README.md", "figures") == headlines(SHORT)
+    assert marked("figures.md", "headlines") == headlines()
     assert marked("figures.md", "figures") == table()
 
 

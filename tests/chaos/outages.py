@@ -55,7 +55,7 @@ def measure(c: Cluster, rounds: int, rate: float, static: bool = False) -> dict[
 
     def start(name: str) -> WorkerProcess:
         named = {"CURRENTS_WORKER__INSTANCE": name, "CURRENTS_QUERY__PORT": ports[name]} if static else {}
-        return c.worker(name, **named).ready()
+        return c.worker(name, None, **named).ready()
 
     def settled(workers: int) -> None:
         wait_for("tablets to settle", lambda: len(c.owners()) == workers)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from encoder.base import BUCKETS, Projected
 from encoder.baseline import Baseline
 from encoder.bundle import (
     CONFIG,
@@ -31,7 +32,8 @@ from encoder.config import PRESETS, preset
 from encoder.features import Features, ItemTable, featurize, model_inputs
 from encoder.layers import Attention
 from encoder.model import SequenceEncoder
-from encoder.runtime import BUCKETS, OnnxEncoder, Projected, load_encoder
+from encoder.onnx_encoder import OnnxEncoder
+from encoder.runtime import load_encoder
 from encoder.torch_encoder import TorchEncoder
 from schemas.events import BEHAVIOR_CODE
 from schemas.windows import DTYPE, NO_DWELL, VERSION
@@ -142,7 +144,8 @@ def test_items_change(bundle: Path) -> None:
     items, encoder = table(), OnnxEncoder(open_bundle(bundle))
 
     def encode() -> np.ndarray:
-        return encoder.encode(featurize([window([1, 999])], items, 64), items)[0]
+        found: np.ndarray = encoder.encode(featurize([window([1, 999])], items, 64), items)[0]
+        return found
 
     before = encode()
     items.put(999, items.vectors[7])
@@ -193,8 +196,8 @@ def test_older_format(bundle: Path, tmp_path: Path) -> None:
     row["files"][CONFIG] = hashlib.sha256((tmp_path / "b" / CONFIG).read_bytes()).hexdigest()
     (tmp_path / "b" / MANIFEST).write_text(json.dumps(row | {"format": 2}))
     items = table()
-    vectors = [TorchEncoder(open_bundle(f), "cpu").encode(featurize(WINDOWS, items, 64), items) for f in (bundle, tmp_path / "b")]
-    np.testing.assert_array_equal(*vectors)
+    newer, older = (TorchEncoder(open_bundle(f), "cpu").encode(featurize(WINDOWS, items, 64), items) for f in (bundle, tmp_path / "b"))
+    np.testing.assert_array_equal(newer, older)
 
 
 def test_residual(bundle: Path) -> None:
@@ -216,11 +219,11 @@ def test_threads(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return run(features)
 
     wanted = one.encode(many, items)
-    monkeypatch.setattr("encoder.runtime.model_inputs", noted)
+    monkeypatch.setattr("encoder.onnx_encoder.model_inputs", noted)
     np.testing.assert_allclose(three.encode(many, items), wanted, atol=1e-5)
     assert len(on) == 3
     np.testing.assert_allclose(three.encode(featurize(WINDOWS[:1], items, 64), items), wanted[:1], atol=1e-5)
-    monkeypatch.setattr("encoder.runtime.model_inputs", lambda features: {})
+    monkeypatch.setattr("encoder.onnx_encoder.model_inputs", lambda features: {})
     with pytest.raises(KeyError):
         three.encode(many, items)
 

@@ -10,10 +10,12 @@ from transformers import AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
 
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.pretrained_body import PretrainedBody, with_prefix, with_pretrained_body
+from encoder.pretrained_body import PretrainedBody
 from testkit.training_logs import QUICK, made_log
 from training import export
-from training.finetune import fresh, train
+from training.bodies import with_prefix, with_pretrained_body
+from training.finetune import train
+from training.initial import fresh
 from training.splits import DataError, leave_one_out
 
 DIMS = 16
@@ -33,8 +35,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         model: torch.nn.Module = BertModel(BertConfig(**sizes, vocab_size=50, max_position_embeddings=64))
     else:
         model = GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=64))
-    model.save_pretrained(tmp_path / request.param)  # type: ignore[operator]
-    return tmp_path / request.param
+    model.save_pretrained(tmp_path / request.param)
+    return tmp_path / str(request.param)
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ def test_static() -> None:
     """The shipped tower gives unit vectors, like texts lie near each other, and a text without a known token is zero."""
     tower = load_tower("static")
     vectors = tower.encode(TEXTS)
-    assert (vectors.shape, vectors.dtype) == ((6, tower.dims), np.float32)
+    assert vectors.shape == (6, tower.dims)
+    assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors[:3], axis=1), 1, atol=1e-5)
     assert not vectors[3:].any()
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1

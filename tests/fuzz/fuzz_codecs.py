@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["schemas"]):
     from schemas.profiles import decode_profile
     from schemas.windows import Policy, fold, rows_of
 
-MAPPERS = [Mapper(PlatformMapping(name="p", code=1, preset=p), 300_000, 0) for p in presets()]
+MAPPERS = [Mapper(PlatformMapping.model_validate({"name": "p", "code": 1, "preset": p}), 300_000, 0) for p in presets()]
 
 
 def one(data: bytes) -> None:

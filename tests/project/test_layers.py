@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -98,15 +99,6 @@ def test_rooms_are_known() -> None:
         assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= 12, folder.name
 
 
-def test_no_circles() -> None:
-    """No file of streams/ imports another that imports it, on whatever way."""
-    names = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): modules(p) for p in FILES if package_of(p) == "streams"}
-    left = {name: {n for n in used if n in names and n != name} for name, used in names.items()}
-    while done := {name for name, used in left.items() if not used}:
-        left = {name: used - done for name, used in left.items() if name not in done}
-    assert not left
-
-
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
@@ -122,6 +114,52 @@ def test_light_processes(module: str, absent: set[str]) -> None:
     code = f"import sys, {module}; print(*({absent!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
     assert done.stdout.split() == []
+
+
+def modules_imported(path: Path, known: set[str]) -> set[str]:
+    """The known modules that a file imports at run time, anywhere in it; a package's `__init__` counts where nothing inside it is named."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body for inner in ast.walk(statement)
+    }  # fmt: skip
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner_names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner_names & known or {node.module}
+    return found & known
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names on one circle of a graph, in order, the first again at the end; empty where there is none."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("package", list(MAY))
+def test_no_circles(package: str) -> None:
+    """No file of a package imports itself through others, at its top or inside a function."""
+    paths = {name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for path in (ROOT / package).rglob("*.py")}
+    assert circle({name: modules_imported(path, set(paths)) - {name} for name, path in paths.items()}) == []
+
+
+def test_circle_is_found(tmp_path: Path) -> None:
+    """A circle that goes through a function's import is found; an import for type checkers alone is none."""
+    (tmp_path / "a.py").write_text("from p.b import x\n")
+    (tmp_path / "b.py").write_text("def f() -> None:\n    from p import a\n")
+    (tmp_path / "c.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import x\n")
+    known = {"p.a", "p.b", "p.c"}
+    graph = {f"p.{name}": modules_imported(tmp_path / f"{name}.py", known) for name in ("a", "b", "c")}
+    assert graph == {"p.a": {"p.b"}, "p.b": {"p.a"}, "p.c": set()}
+    assert sorted(circle(graph)[:-1]) == ["p.a", "p.b"]
 
 
 def test_worker_is_light() -> None:

@@ -78,10 +78,10 @@ def test_many_profiles(rows: list[tuple[str, int, int, int, int]], dims: int) ->
     """Many profiles packed at once are each the bytes of one alone."""
     vectors = [pack_vector(np.full(dims, n)) for n in range(len(rows))]
     one = [encode_profile(Profile(u, 7, a, b, n, k, "v", "s", dims, "float16-le", v)) for (u, a, b, n, k), v in zip(rows, vectors, strict=True)]
-    users, *numbers = zip(*rows, strict=True)
-    columns = [np.array(c) for c in numbers]
+    users = [row[0].encode() for row in rows]
+    newest, received, events, unknown = np.array([row[1:] for row in rows]).T
     maker, n = pack_maker("v", "s", dims), len(rows)
-    assert pack_profiles([u.encode() for u in users], 7, *columns, [maker] * n, vectors, [b"\x90"] * n) == one
+    assert pack_profiles(users, 7, newest, received, events, unknown, [maker] * n, vectors, [b"\x90"] * n) == one
 
 
 @given(st.lists(st.tuples(st.text(max_size=1024), st.sampled_from(["v1", "v10", "", "ö" * 40])), max_size=20))
@@ -169,7 +169,7 @@ def test_vector_length() -> None:
 def test_vector() -> None:
     """Vectors are little-endian float16."""
     assert pack_vector(np.array([1.0, -2.0])) == bytes.fromhex("003c00c0")
-    np.testing.assert_array_equal(unpack_vector(bytes.fromhex("003c00c0")), np.float32([1, -2]))
+    np.testing.assert_array_equal(unpack_vector(bytes.fromhex("003c00c0")), np.array([1, -2], np.float32))
 
 
 def test_hash() -> None:

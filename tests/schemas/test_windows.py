@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import BEHAVIOR_CODE, BEHAVIORS, Event
-from schemas.windows import KEY, NO_DWELL, ROW, ROW_BYTES, STRONG, VERSION, Policy, fold, kept, row_of, rows_of
+from schemas.windows import DTYPE, KEY, NO_DWELL, ROW, ROW_BYTES, STRONG, VERSION, Policy, check, fold, kept, newest_ms, row_of, rows_of
 
 GOLDEN = "012e8fa97c9b0100000700000000000000bd10bcab3cde5571030b1e0000009441"
 
@@ -166,3 +166,73 @@ def test_refused(data: bytes) -> None:
 def test_empty() -> None:
     """A window without events is a version byte."""
     assert len(rows_of(VERSION)) == 0
+
+
+def test_layout() -> None:
+    """A row that is packed is read under the names and in the order of the documentation; 65535 is a dwell that is not known."""
+    (row,) = rows_of(VERSION + ROW.pack(-1, 2**64 - 1, 2**63, 63, 13, 65535, 0.5))
+    assert row.tolist() == (-1, 2**64 - 1, 2**63, 63, 13, NO_DWELL, 0.5)
+    assert DTYPE.names == ("ts_ms", "event_id", "item_key", "platform", "behavior", "dwell_ds", "value")
+
+
+def test_strong_behaviors() -> None:
+    """The strong behaviors never change: what windows hold depends on them."""
+    assert {"like", "follow", "share", "comment", "save", "cart", "buy", "rate", "hide"} == STRONG
+
+
+def test_most() -> None:
+    """A window can have rows of every quota at once, of 64 platforms."""
+    assert (Policy(5).most, Policy(5, 2).most, Policy(5, 2, 3).most) == (5, 133, 136)
+
+
+def timed(*times: int) -> list[bytes]:
+    return [ROW.pack(t, 0, 0, 1, VIEW, 0, 0.0) for t in times]
+
+
+@pytest.mark.parametrize(
+    ("before", "more", "after"),
+    [
+        ([1, 2], [3], [1, 2, 3]),
+        ([2, 3], [1], [1, 2, 3]),
+        ([1, 3], [2], [1, 2, 3]),
+        ([1, 2, 3], [4], [2, 3, 4]),
+        ([1, 2, 3], [4, 5, 6, 7], [5, 6, 7]),
+        ([1, 2, 4], [3], [2, 3, 4]),
+        ([2, 3, 4], [1], [2, 3, 4]),
+        ([1, 2, 3], [1, 2, 3], [1, 2, 3]),
+        ([], [3, 1, 2], [1, 2, 3]),
+        ([1, 2, 3], [], [1, 2, 3]),
+    ],
+)
+def test_three_newest(before: list[int], more: list[int], after: list[int]) -> None:
+    """A window without quotas has places for the newest rows alone: one before them all is taken while there is a place."""
+    window = fold(VERSION + b"".join(timed(*before)), timed(*more), Policy(3))
+    assert rows_of(window)["ts_ms"].tolist() == after
+
+
+def test_newest_ms() -> None:
+    """The newest time of a window is its last row's."""
+    assert newest_ms(fold(None, timed(253_402_300_799_999, 70_000, 300), Policy(3))) == 253_402_300_799_999
+    assert newest_ms(fold(None, timed(0), Policy(3))) == 0
+    assert newest_ms(VERSION + ROW.pack(2**62 + 1, 2**64 - 1, 0, 1, VIEW, 0, 0.0)) == 2**62 + 1
+
+
+def test_check() -> None:
+    """A window that is one is given back as it is."""
+    window = fold(None, timed(1, 2), Policy(3))
+    assert check(window) is window
+
+
+def test_kept_of_many_users() -> None:
+    """Rows of hundreds of users and of every platform do not get into each other's way."""
+    flat = np.zeros(900, DTYPE)
+    flat["platform"], flat["behavior"] = np.arange(900) % 64, BUY
+    owner = np.arange(900)
+    for policy in (Policy(0, 1), Policy(0, 0, 1), Policy(1)):
+        assert kept(flat, owner, policy).all()
+    far = flat.copy()
+    far["platform"] = 3 - owner // 256
+    assert kept(far, owner, Policy(0, 1)).all()
+    assert kept(flat, owner // 128, Policy(0, 1)).sum() == 7 * 64 + 4
+    assert kept(flat, owner // 128, Policy(0, 0, 1)).sum() == 8
+    assert kept(flat[:0], owner[:0], Policy(1, 1, 1)).tolist() == []

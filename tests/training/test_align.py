@@ -1,6 +1,7 @@
 """Turning an encoder into the serving one's space."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,18 @@ from scipy.stats import ortho_group
 from encoder.bundle import open_bundle
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.runtime import OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from training.align import Mixing, compatible, fit, rotated
 from training.export import example, export
 
 ITEM_DIMS, DIMS = 24, 16
 
 
-def made(seed: int, **changes: object) -> SequenceEncoder:
+def made(seed: int, **changes: Any) -> SequenceEncoder:
     """An encoder of random weights everywhere: also where an untrained one has zeros."""
     torch.manual_seed(seed)
-    model = SequenceEncoder(preset("xs", ITEM_DIMS, dims=DIMS, max_len=12, residuals=30, dropout=0.0, **changes)).eval()  # type: ignore[arg-type]
+    model = SequenceEncoder(preset("xs", ITEM_DIMS, dims=DIMS, max_len=12, residuals=30, dropout=0.0, **changes))
+    model.eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1 or name.endswith("bias"):
@@ -92,7 +94,7 @@ def test_cannot_tell() -> None:
 def test_folded_into_a_bundle(tmp_path: Path) -> None:
     """An encoder turned into the space of a release, exported under its space_id, gives that release's vectors of the same items."""
     keys = np.arange(1, 31, dtype=np.uint64)
-    model = made(1)
+    model = made(1, layers=1)  # the items' graph is looked at, not the windows'
     serving = export(rotated(model, turn(1)), tmp_path / "a", "tower", "xs", keys)
     vectors = np.random.default_rng(0).standard_normal((300, ITEM_DIMS)).astype(np.float32)
     of = np.concatenate([keys, np.zeros(270, np.uint64)])

@@ -12,12 +12,13 @@ from accelerate.state import AcceleratorState
 from encoder.bundle import Bundle, BundleError, open_bundle, read_residuals
 from encoder.config import preset
 from encoder.model import SequenceEncoder
-from encoder.runtime import OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from testkit.training_logs import QUICK, made_log
 from training import quantise
 from training.evaluate import rank
 from training.export import examples, export, to_onnx
-from training.finetune import Trained, residual_rows, train
+from training.finetune import Trained, train
+from training.initial import residual_rows
 from training.metrics import METRICS
 from training.quantise import gated
 from training.run import stored, warm

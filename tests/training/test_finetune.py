@@ -10,7 +10,6 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from encoder.model import SequenceEncoder
 from testkit.training_logs import ITEMS, QUICK, made_log
 from training.batches import Batch, batch
 from training.evaluate import rank
@@ -115,23 +114,6 @@ def test_learns(tmp_path: Path) -> None:
     chance = 10 / (ITEMS / 2 - 5)
     assert hits["true"] > 1.5 * hits["true popularity"]
     assert abs(hits["shuffled"] - chance) < 0.12
-
-
-@pytest.mark.parametrize("change", [
-    {"adapter": "lora"}, {"adapter": "adalora", "precision": "bf16", "accumulate": 2}, {"freeze": ("body.*", "residual*")},
-    {"optimizer": "sgd"}, {"precision": "bf16", "accumulate": 2}, {"content": False},
-    {"start_at_mean": False, "time": False, "distance": False, "platform": False, "behavior": False}, {"targets": "all-action"},
-])  # fmt: skip
-def test_switches(tmp_path: Path, change: dict[str, object]) -> None:
-    """Every switch of the recipe trains, and what is frozen stays."""
-    log = made_log()
-    torch.manual_seed(0)
-    out = train(log, leave_one_out(log), QUICK.model_copy(update=change), tmp_path)
-    assert np.isfinite(out.losses).all()
-    assert type(out.model) is SequenceEncoder
-    assert not any("lora" in name for name, _ in out.model.named_parameters())
-    if "freeze" in change:
-        assert not out.model.residual.weight.any()
 
 
 def test_bad_pattern(tmp_path: Path) -> None:

@@ -56,3 +56,89 @@ def test_whitened_start() -> None:
     covariance = torch.cov(projector.direct(vectors).T)
     torch.testing.assert_close(covariance / covariance[0, 0], torch.eye(16), atol=1e-3, rtol=0)
     torch.testing.assert_close(projector.direct(vectors).norm(dim=1).mean(), torch.tensor(LENGTH), atol=1e-3, rtol=0)
+
+
+def unit(rows: int, dims: int, generator: torch.Generator) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, dims, generator=generator), dim=1)
+
+
+def test_weights_of_positions() -> None:
+    """Every loss is the sum of the positions' losses, each times its own weight, and the parts of one are not mixed up with another's."""
+    r = torch.manual_seed(1)
+    users, items, target, weight = unit(4, 6, r), unit(7, 6, r), torch.tensor([2, 6, 0, 2]), torch.tensor([0.5, 0.0, 2.0, 1.0])
+    tau = torch.tensor(0.25)
+    each = F.cross_entropy(users @ items.T / 0.25, target, reduction="none")
+    torch.testing.assert_close(losses.retrieval(users, target, items, tau, weight), (each * weight).sum())
+    logits = torch.randn(4, 3, generator=r)
+    label = torch.tensor([0, 2, 1, 2])
+    each = logits.logsumexp(1) - logits[torch.arange(4), label]
+    torch.testing.assert_close(losses.behavior(logits, label, weight), (each * weight).sum())
+    flags = torch.tensor([1, 0, 0, 1])
+    each = torch.stack([-torch.sigmoid(x if y else -x).log() for x, y in zip(logits[:, 0], flags.tolist(), strict=True)])
+    torch.testing.assert_close(losses.classes(logits[:, 0], flags, weight), (each * weight).sum())
+    each = torch.tensor([1.0, 9.0, 0.25, 4.0])
+    torch.testing.assert_close(losses.value(torch.tensor([1.0, 3.0, 0.5, -2.0]), torch.zeros(4), weight), (each * weight).sum())
+
+
+def test_log_q() -> None:
+    """A negative that is expected twice as often counts half, the positive once; a negative that is the position's target counts for nothing."""
+    r = torch.manual_seed(2)
+    users, positives, negatives = unit(3, 5, r), unit(3, 5, r), unit(4, 5, r)
+    expected, weight, tau = torch.tensor([0.5, 1.0, 2.0, 4.0]), torch.tensor([1.0, 0.5, 2.0]), torch.tensor(0.5)
+    hits = torch.tensor([0, 2]), torch.tensor([1, 3])
+    positive = (2 * users * positives).sum(1).exp()
+    share = (2 * users @ negatives.T).exp() / expected
+    share[hits] = 0
+    want = (((positive + share.sum(1)) / positive).log() * weight).sum()
+    torch.testing.assert_close(losses.sampled_retrieval(users, positives, negatives, expected.log(), hits, tau, weight), want)
+
+
+def test_pairs() -> None:
+    """All pairs of equal numbers are found, the first rising; numbers that only one side has are in none."""
+    row, column = losses.pairs(torch.tensor([7, 1, 5, 7]), torch.tensor([5, 7, 9, 7]))
+    assert row.tolist() == [0, 0, 2, 3, 3]
+    assert sorted(zip(row.tolist(), column.tolist(), strict=True)) == [(0, 1), (0, 3), (2, 0), (3, 1), (3, 3)]
+    assert [part.tolist() for part in losses.pairs(torch.tensor([1, 2]), torch.tensor([3]))] == [[], []]
+
+
+def test_log_sum_exp_of_many() -> None:
+    """More positions than are looked at at once, and products far beyond what an exponential holds, are what torch makes of them."""
+    r = torch.manual_seed(3)
+    users, items = 100 * torch.randn(2 * losses.ROWS + 3, 4, generator=r), torch.randn(6, 4, generator=r)
+    users.requires_grad_()
+    items.requires_grad_()
+    out, want = losses.log_sum_exp(users, items), (users @ items.T).logsumexp(1)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, want)
+    for a, b in zip(torch.autograd.grad(out.sum(), (users, items)), torch.autograd.grad(want.sum(), (users, items)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
+
+
+def test_log_sum_exp_in_half_precision() -> None:
+    """Under autocast products are made of bfloat16, sums and the result are float32, and gradients have the type of what they are of."""
+    r = torch.manual_seed(4)
+    users, items = torch.randn(5, 64, generator=r), torch.randn(9, 64, generator=r)
+    users.requires_grad_()
+    items.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = losses.log_sum_exp(users, items)
+    halves = users.detach().bfloat16() @ items.detach().bfloat16().T
+    torch.testing.assert_close(out, halves.float().logsumexp(1))
+    assert not torch.equal(out, losses.log_sum_exp(users, items))
+    got = torch.autograd.grad(out.sum(), (users, items))
+    assert [g.dtype for g in got] == [torch.float32, torch.float32]
+    for a, b in zip(got, torch.autograd.grad((users @ items.T).logsumexp(1).sum(), (users, items)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+    half = users.detach().bfloat16().requires_grad_()
+    (gradient,) = torch.autograd.grad(losses.log_sum_exp(half, items.bfloat16()).sum(), half)
+    assert gradient.dtype == torch.bfloat16
+
+
+def test_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many pieces add to the gradient of a candidate is not rounded to bfloat16 on the way, which would swallow it."""
+    monkeypatch.setattr(losses, "ROWS", 1)
+    users, items = torch.ones(1000, 2), torch.zeros(2, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = losses.log_sum_exp(users, items)
+    (gradient,) = torch.autograd.grad(out.sum(), items)
+    torch.testing.assert_close(gradient, torch.full((2, 2), 500.0))

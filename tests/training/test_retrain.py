@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -55,8 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job_of(world: Path, rules: GateRules = LAX, serving: str = "", **changes: object) -> Job:
-    asked = Retraining(serving=serving or str(world / "serving"), rules=rules, epochs=4, lr=1e-3, **changes)  # type: ignore[arg-type]
+def job_of(world: Path, rules: GateRules = LAX, serving: str = "", **changes: Any) -> Job:
+    asked = Retraining(serving=serving or str(world / "serving"), rules=rules, epochs=4, lr=1e-3, **changes)
     platforms = load(world / "data" / "currents.toml").platforms
     return Job(data=str(world / "data"), platforms=platforms, recipe=SMALL, retrain=asked)
 
@@ -68,6 +69,13 @@ def whole(world: Path) -> Path:
     (world / "whole").mkdir()
     assert retrain(job_of(world), world / "whole", lambda line: None)["passed"]
     return world / "whole"
+
+
+def trained(whole: Path, folder: Path) -> None:
+    """Begin a run where the undisturbed one had trained its encoder: what follows depends on the rules, training does not."""
+    for name in ("examples.json", "train.json", "keys.npy"):
+        shutil.copy(whole / name, folder / name)
+    shutil.copytree(whole / "trained", folder / "trained")
 
 
 class Killed(Exception):
@@ -127,9 +135,10 @@ def test_residuals_are_kept(world: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_refused(world: Path, tmp_path: Path) -> None:
+def test_refused(world: Path, whole: Path, tmp_path: Path) -> None:
     """What the gate refuses is told by rule and amount, the bundle is kept, in a space of its own as the bounds are not held; the run is over."""
     rules = LAX.model_copy(update={"gain": 50.0, "size_mb": 0.001, "space_cosine": 0.999})
+    trained(whole, tmp_path)
     found = retrain(job_of(world, rules), tmp_path, lambda line: None)
     assert not found["passed"]
     compared = r"got [+-]\d+\.\d%, 0\.\d{4} → 0\.\d{4} \(difference [+-]0\.\d{4}, "
@@ -171,7 +180,7 @@ def test_nothing_comes_of_it(world: Path, tmp_path: Path) -> None:
 def test_broken_encoder(world: Path, tmp_path: Path) -> None:
     """An encoder that gives no numbers is no release, whatever its ranks would be."""
     torch.manual_seed(0)
-    model = SequenceEncoder(preset("xs", 16, dims=8))
+    model = SequenceEncoder(preset("xs", 16, dims=8, layers=1))
     with torch.no_grad():
         model.out.weight[0, 0] = torch.nan
     with pytest.raises(BundleError, match="ONNX differs from torch by nan"):

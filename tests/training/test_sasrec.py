@@ -166,7 +166,7 @@ def test_evaluated(tmp_path: Path) -> None:
         for n in range(900):
             row = {"account": f"u{n % 30}", "item": f"i{r.integers(40)}", "behavior": "view", "time": 1_700_000_000_000 + n * 1000, "id": str(n)}
             events.write(orjson.dumps(row) + b"\n")
-    shop = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True, topic="t", items_topic="i")
+    shop = PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": "t", "items_topic": "i"})
     job, told = Job(data=tmp_path, platforms=(shop,), recipe=Recipe(max_len=16, threads=1)), list[str]()
     assert "SASRec, full softmax" not in evaluated(job, "baseline", False, told.append)["models"]
     found = evaluated(job, "baseline", False, told.append, sasrec_epochs=2)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -19,23 +20,21 @@ from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.towers import load_tower
 from schemas.declaration import PlatformMapping
-from schemas.events import decode_event, encode_event
-from schemas.items import ItemVector, encode_item_vector
+from schemas.events import UNIFIED_EVENTS, decode_event, encode_event
+from schemas.items import UNIFIED_ITEMS, ItemVector, encode_item_vector
 from schemas.mapping import Mapper, Rejected
 from schemas.windows import Policy
 from streams.commands.training import job
 from streams.core.settings import Encoding, Settings
 from streams.demo.world_files import write_world
-from streams.offline.log_slices import UNIFIED_EVENTS as EVENTS
-from streams.offline.log_slices import UNIFIED_ITEMS as ITEMS
 from training.__main__ import main
 from training.export import export
 from training.job import Job
 from training.log import EventLog
-from training.sources import UNIFIED_EVENTS, UNIFIED_ITEMS, read_folder, read_unified
+from training.sources import read_folder, read_unified
 from training.splits import DataError, by_time
 
-PLAIN = PlatformMapping(name="shop", code=1, preset="plain", shared_ids=True, topic="t", items_topic="i")
+PLAIN = PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": "t", "items_topic": "i"})
 TOWER = load_tower("static")
 ITEM_LINES = [orjson.dumps({"id": f"i{n}", "title": f"Green tea number {n}"}) for n in range(5)]
 START = 1_700_000_000_000
@@ -74,7 +73,6 @@ def test_forms_agree(tmp_path: Path) -> None:
     vectors = TOWER.encode([f"Green tea number {n}" for n in range(5)]).astype("<f2")
     rows = [ItemVector(f"shop:i{n}", "", (), TOWER.space_id, TOWER.dims, v.tobytes(), 0) for n, v in enumerate(vectors)]
     (tmp_path / "d" / UNIFIED_ITEMS).write_bytes(b"".join(map(encode_item_vector, rows)))
-    assert (EVENTS, ITEMS) == (UNIFIED_EVENTS, UNIFIED_ITEMS)
     for other in (read(tmp_path / "b"), read(tmp_path / "c"), read_unified(tmp_path / "d", {1: "shop"}, TOWER)):
         assert other.rows.tobytes() == plain.rows.tobytes()
         assert (other.users, other.catalogue.names) == (plain.users, plain.catalogue.names)
@@ -162,9 +160,9 @@ def test_commands(tmp_path: Path) -> None:
     assert kept[0]["metrics"] == kept[1]["metrics"] == told["metrics"]
     done = run("export", "--out", "e", "--model", "b", "--no-weights", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    small, whole = open_bundle(tmp_path / "e"), open_bundle(tmp_path / "b")
-    assert WEIGHTS not in small.manifest.files
-    assert (small.manifest.version, small.manifest.metrics) == (whole.manifest.version, told["metrics"])
+    light, whole = open_bundle(tmp_path / "e"), open_bundle(tmp_path / "b")
+    assert WEIGHTS not in light.manifest.files
+    assert (light.manifest.version, light.manifest.metrics) == (whole.manifest.version, told["metrics"])
     done = run("evaluate", "e", "w", "--json", *config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     by_graph, trained = (r["models"][told["version"]]["all"]["hr@10"]["mean"] for r in (json.loads(done.stdout), result))
@@ -192,7 +190,7 @@ def of_another_tower(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-MISTAKES = {
+MISTAKES: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "out exists": (("train", "JOB", "--out", "BUNDLE"), {}, "a release is never changed"),
     "no folder": (("train", "JOB", "--out", "new"), {"data": "none"}, "none: no such folder"),
     "no events": (("train", "JOB", "--out", "new"), {"data": "."}, "holds no events; want shop.events{.jsonl,.jsonl.gz,.parquet}"),

@@ -77,7 +77,7 @@ def saved(family: str, folder: Path) -> Path:
         model: torch.nn.Module = BertModel(BertConfig(**sizes, vocab_size=40, max_position_embeddings=32))
     else:
         model = GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40, n_positions=32))
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

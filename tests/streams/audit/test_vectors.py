@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from encoder.runtime import Encoder, load_encoder
+from encoder.base import Encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.items import Item, item_name
@@ -36,7 +37,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     folder = tmp_path_factory.mktemp("bundles")
     v1 = variant(folder / "v1", "v1", 1, space_id="space-a")
     v2 = variant(folder / "v2", "v2", 2, 0.1, base=folder / "v1", space_id="space-a")
-    return dict(map(loaded, ("baseline", v1, v2, variant(folder / "v3", "v3", 3, space_id="space-b"))))
+    releases: list[Release | str] = ["baseline", v1, v2, variant(folder / "v3", "v3", 3, space_id="space-b")]
+    return dict(map(loaded, releases))
 
 
 def loaded(release: Release | str) -> tuple[tuple[str, str], Encoder]:

@@ -98,6 +98,9 @@ def test_query(currents: Currents) -> None:
     assert "Kitchen" in currents("query", "ann")
     assert len(currents.json("query", "ann", "--vector")["vector"]) == 192
     assert "unknown user 'zoe'" in currents("query", "zoe", status=1)
+    both = currents("query", "zoe", "ann", status=1)
+    assert "unknown user 'zoe'" in both
+    assert "Kitchen" in both
 
 
 def test_rank(currents: Currents, tmp_path: Path) -> None:
@@ -148,8 +151,8 @@ def test_dead_letters(currents: Currents) -> None:
 
 
 def test_reader_of_the_docs(currents: Currents, bootstrap: str) -> None:
-    """The reader in docs/changelog.md reads profiles as printed there."""
-    text = (Path(__file__).parents[3] / "docs" / "changelog.md").read_text()
+    """The reader in docs/profiles-topic.md reads profiles as printed there."""
+    text = (Path(__file__).parents[3] / "docs" / "profiles-topic.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     code = code.replace("127.0.0.1:9092", bootstrap).replace("currents.profiles", "cli.profiles")

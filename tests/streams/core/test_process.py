@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaConnectionError
 
+from streams.core.errors import BrokerError
 from streams.core.process import COLLECT, SWITCH_S, frozen, tuned
 from streams.core.settings import Settings
 from streams.transport import topics
@@ -52,6 +53,6 @@ class Leaving:
 def test_broker_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that goes while topics are looked at ends a worker's start with the address and what happened."""
     monkeypatch.setattr(topics, "KafkaAdminClient", Leaving)
-    with pytest.raises(topics.BrokerError, match=r"kafka\.bootstrap = 'here:1': answered, and then .*socket disconnected"):
+    with pytest.raises(BrokerError, match=r"kafka\.bootstrap = 'here:1': answered, and then .*socket disconnected"):
         prepare(Settings(kafka={"bootstrap": "here:1"}))
     assert Leaving.closed

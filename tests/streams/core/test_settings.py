@@ -6,7 +6,8 @@ import pytest
 
 from schemas.windows import Policy
 from streams.core.errors import SettingsError
-from streams.core.settings import load, sources
+from streams.core.settings import Archive, Settings, load, sources
+from streams.core.settings_errors import masked
 
 GOOD = '[kafka]\nbootstrap = "file:1"\n[worker]\npartitions = 3\n[[platforms]]\nname = "shop"\ncode = 1\npreset = "plain"\n'
 
@@ -47,13 +48,26 @@ MISTAKES = [
     ("[encoding]\nwindow_per_platform = 65", ("encoding.window_per_platform = 65", "less than or equal to 64")),
     ("[encoding]\nwindow_strong = -1", ("encoding.window_strong = -1", "greater than or equal to 0")),
     ("[worker]\ninstance = 'a'\n[query]\nport = 0", ("worker.instance needs query.url",)),
-    ("[worker]\ncolour = 1", ("worker.colour = 1", "not permitted")),
-    ("[works]\na = 1", ("works", "not permitted")),
+    ("[worker]\npartitons = 1", (": worker.partitons: unknown key; did you mean partitions?",)),
+    ("[worker]\ncolour = 1", (": worker.colour: unknown key",)),
+    ("[workers]\na = 1", (": workers: unknown key; did you mean worker?",)),
+    (GOOD + "fliters = []\n", (": platforms.shop.fliters: unknown key; did you mean filters?",)),
+    (
+        GOOD + "filters = [{ path = 'a', equals = 1 }, { path = 'a', inn = [1] }]\n",
+        (": platforms.shop.filters[2].inn: unknown key; did you mean in?",),
+    ),
+    (
+        GOOD + "[platforms.items]\nid = 'a'\ntitle = 'b'\nseperator = '/'\n",
+        (": platforms.shop.items.seperator: unknown key; did you mean separator?",),
+    ),
+    (GOOD + "time_format = 'm'\n", (": platforms.shop.time_format = 'm'", "'us'")),
+    ("[[platforms]]\ncode = 1\npreset = 'plain'\n", (": platforms[1].name: Field required",)),
+    ("[archive]\nflush_s = 'https://me:hunter2@host/a?x=1&token=hunter3'", ("archive.flush_s = 'https://me:***@host/a?x=1&token=***'",)),
     ("[kafka]\nsecurity_protocol = 'SASL_SSL'", ("kafka", "needs sasl_username")),
     ("[kafka]\nsecurity_protocol = 'TLS'", ("kafka.security_protocol = 'TLS'", "'SASL_SSL'")),
     ("[portrait]\nweights = { teleport = 1.0 }", ("portrait", "unknown behavior 'teleport'")),
     ("[ingest]\nearliest = 'long ago'", ("ingest.earliest = 'long ago'", "ISO 8601")),
-    ("[[platforms]]\nname = 'shop'\ncode = 1", ("platforms.0.account", "required")),
+    ("[[platforms]]\nname = 'shop'\ncode = 1", ("platforms.shop.account", "required")),
     (GOOD + "[[platforms]]\nname = 'news'\ncode = 1\npreset = 'plain'\n", ("code = 1 stands twice",)),
     ("worker = [", ("not TOML",)),
 ]
@@ -69,15 +83,51 @@ def test_mistakes(config: Path, text: str, says: tuple[str, ...]) -> None:
         assert one in str(caught.value)
 
 
+def test_variable_of_the_tests(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that names the research data to the tests is no mistake: processes that tests start inherit it."""
+    monkeypatch.setenv("CURRENTS_DATA", "somewhere")
+    assert load(config).worker.prefix
+
+
 def test_mistakes_in_the_environment(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is no setting is refused, and a bad value says that it comes from the environment."""
     monkeypatch.setenv("CURRENTS_WORKR__PARTITIONS", "5")
-    with pytest.raises(SettingsError, match="CURRENTS_WORKR__PARTITIONS is no setting"):
+    with pytest.raises(SettingsError, match=r"CURRENTS_WORKR__PARTITIONS is no setting.*did you mean CURRENTS_WORKER"):
         load(config)
     monkeypatch.delenv("CURRENTS_WORKR__PARTITIONS")
     monkeypatch.setenv("CURRENTS_WORKER__PARTITIONS", "x")
     with pytest.raises(SettingsError, match=r"environment: worker.partitions = 'x'"):
         load(config)
+
+
+SECRETS = [
+    "[kafka]\nsasl_pasword = 'hunter2'",
+    "[kafka]\nsasl_password = 'hunter2'\nsecurity_protocol = 'SASL_SSL'",
+    "[kafka]\nsasl_password = ['hunter2']",
+    "[kafak]\nsasl_password = 'hunter2'",
+    "[worker]\nsasl_password = 'hunter2'",
+    "sasl_password = 'hunter2'",
+    "[query]\nport = 'http://me:hunter2@host'",
+    "[query]\nport = 's3://bucket/key?X-Amz-Signature=hunter2&a=1'",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_mistakes_keep_secrets(config: Path, text: str) -> None:
+    """Whatever is wrong, a password is not printed."""
+    config.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load(config)
+    assert str(config) in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_masked() -> None:
+    """Credentials in URLs are masked, in the settings that are printed too; other URLs stay as they are."""
+    assert masked("s3://key:hunter2@host/x: gone") == "s3://key:***@host/x: gone"
+    assert masked("http://host:8321/v1/profiles/a@b?vector=true") == "http://host:8321/v1/profiles/a@b?vector=true"
+    settings = Settings(archive=Archive(url="s3://key:hunter2@host/x"))
+    assert ("archive.url", "s3://key:***@host/x", "default") in sources(settings)
 
 
 def test_missing_file(tmp_path: Path) -> None:

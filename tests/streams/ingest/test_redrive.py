@@ -2,16 +2,21 @@
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
-from schemas.deadletters import DeadLetter
+from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_letter
 from schemas.events import decode_event
 from schemas.mapping import Mapper, PlatformMapping
 from streams.ingest.redrive import Mended, mark_of, mend
 
 NOW = 1_790_000_000_000
 ITEMS = frozenset({"shop.items"})
+SHOP = {"name": "shop", "code": 1, "preset": "plain", "topic": "shop.in", "items_topic": "shop.items"}
 MAPPERS = {
-    "shop": Mapper(PlatformMapping(name="shop", code=1, preset="plain", topic="shop.in", items_topic="shop.items"), 300_000, 0),
+    "shop": Mapper(PlatformMapping.model_validate(SHOP), 300_000, 0),
+    "edge": Mapper(
+        PlatformMapping(name="edge", code=3, account="@headers.user", item="item", time="@timestamp", default_behavior="view"), 300_000, 0
+    ),
     "carts": Mapper(PlatformMapping(name="carts", code=2, account="u", item="lines[*].sku", time="at", default_behavior="cart"), 300_000, 0),
 }
 
@@ -33,6 +38,7 @@ def test_mended() -> None:
     one = letter(event())
     out = became(one)
     ((user, row, at),) = out.events
+    assert row is not None
     assert (user, at, decode_event(row).offset, out.marks, out.items) == (b"shop:a", NOW - 5000, 7, [(mark_of(one), b"", NOW)], {})
     assert not out.still
 
@@ -51,17 +57,27 @@ def test_item() -> None:
     """An item goes back, byte for byte, to where it came from."""
     one = letter({"id": "i", "title": "Mug"}, topic="shop.items")
     out = became(one, letter({"id": "i"}, topic="shop.items"))
-    assert out.items == {"shop.items": {2: [(b"k", one.value, NOW - 5000)]}}
+    assert out.items == {"shop.items": {2: [(b"k", one.value, NOW - 5000, ())]}}
     assert (len(out.marks), dict(out.still), out.events) == (1, {"no-title": 1}, [])
+
+
+def test_metadata() -> None:
+    """A letter is mapped with the time and headers of its record, and an item goes back with its headers."""
+    headers = (("user", b"u1"), ("none", None))
+    one = replace(letter({"item": "i"}, platform="edge", topic="edge.in"), headers=headers)
+    ((user, row, _),) = became(one).events
+    assert (user, decode_event(row).ts_ms) == (b"edge:u1", NOW - 5000)
+    item = replace(letter({"id": "i", "title": "Mug"}, topic="shop.items"), headers=headers)
+    assert became(decode_dead_letter(encode_dead_letter(item))).items["shop.items"][2][0][3] == headers
 
 
 def test_sent_in_part() -> None:
     """Of a record with several events those that are in the unified topic already are left out."""
     one = letter({"u": "a", "at": NOW - 1000, "lines": [{"sku": "x"}, {"sku": "y"}, {"sku": "z"}]}, platform="carts", topic="carts.in")
-    every = [decode_event(row) for _, row, _ in became(one).events]
+    every = [decode_event(row or b"") for _, row, _ in became(one).events]
     rest = became(one, sent={((e.topic, e.partition, e.offset), e.event_id) for e in every[:2]})
     assert [e.item_id for e in every] == ["x", "y", "z"]
-    assert [decode_event(row).item_id for _, row, _ in rest.events] == ["z"]
+    assert [decode_event(row or b"").item_id for _, row, _ in rest.events] == ["z"]
     assert len(rest.marks) == 1
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -72,10 +73,10 @@ def redrive(c: Cluster) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
 
 
-def result(process: "subprocess.Popen[str]") -> dict[str, object]:
+def result(process: "subprocess.Popen[str]") -> dict[str, Any]:
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0
-    found: dict[str, object] = json.loads(text.splitlines()[-1])
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
     return found
 
 

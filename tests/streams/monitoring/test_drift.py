@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.events import BEHAVIOR_CODE, Event
-from streams.monitoring.drift import BINS, PARTS, Drift, chi_square, looks, moved, psi
+from streams.monitoring.drift import BINS, PARTS, Drift, chi_square, field_bins, moved, psi
 
 
 class Clock:
@@ -144,7 +144,7 @@ def test_looks(change: dict[str, Any], alarm: str) -> None:
     other = msgspec.structs.replace(usual, **change)
     for n in range(40):
         some = [other if n >= 30 and k % 20 == 0 else usual for k in range(300)]
-        drift.records("shop", 300, [], [looks(e) for e in some])
+        drift.records("shop", 300, [], [field_bins(e) for e in some])
         clock.now += 1.0
     assert drift.alarms() == [alarm]
 
@@ -152,7 +152,7 @@ def test_looks(change: dict[str, Any], alarm: str) -> None:
 @given(st.text(min_size=1, max_size=60), st.booleans(), st.booleans())
 def test_every_event_looks_like_something(item: str, value: bool, dwell: bool) -> None:
     """Whatever an event is, it is of a bin."""
-    fields, ids = looks(Event(1, "u", 1, 1, 1, 1, item, "a", 1.0 if value else None, 0.0 if dwell else None))
+    fields, ids = field_bins(Event(1, "u", 1, 1, 1, 1, item, "a", 1.0 if value else None, 0.0 if dwell else None))
     assert (0 <= fields < len(BINS["fields"]), 0 <= ids < len(BINS["item-ids"])) == (True, True)
 
 
@@ -173,8 +173,8 @@ def test_moved_by_chance() -> None:
 )
 def test_moved(before: float, now: float, alarm: bool) -> None:
     """A share that doubles or halves by two hundredths of all has moved; less, or not to twice as much, has not."""
-    counts = [np.array([1 - share, share]) * 20_000 for share in (now, before)]
-    assert bool(moved(*counts, 0.02, 1e-4).any()) == alarm
+    window, reference = (np.array([1 - share, share]) * 20_000 for share in (now, before))
+    assert bool(moved(window, reference, 0.02, 1e-4).any()) == alarm
 
 
 @pytest.mark.parametrize("broken", ["collapsed", "zero", "long", "one item"])

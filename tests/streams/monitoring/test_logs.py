@@ -6,7 +6,7 @@ from streams.monitoring.logs import QUIET_S, OnceInAWhile
 
 
 def record(name: str, line: int = 1, error: Exception | None = None) -> logging.LogRecord:
-    found = error and (type(error), error, None)
+    found = (type(error), error, None) if error else None
     return logging.LogRecord(name, logging.ERROR, "module.py", line, "no broker at %s", ("127.0.0.1:1",), found)
 
 

@@ -51,8 +51,8 @@ def send(settings: Settings, first: int, last: int) -> None:
     vectors = TOWER.encode([f"Green tea number {n}" for n in range(20)]).astype("<f2")
     for n in [*range(20), first % 7]:
         name = f"{NAMES[1 + n % 2]}:i{n}"
-        value = ItemVector(name, f"Green tea {first}", ("tea",), TOWER.space_id, TOWER.dims, vectors[(n + first) % 20].tobytes(), START + n)
-        producer.send(settings.topic("item-vectors"), encode_item_vector(value), name.encode())
+        item = ItemVector(name, f"Green tea {first}", ("tea",), TOWER.space_id, TOWER.dims, vectors[(n + first) % 20].tobytes(), START + n)
+        producer.send(settings.topic("item-vectors"), encode_item_vector(item), name.encode())
     producer.send(settings.topic("item-vectors"), None, b"shop:i18")
     for n in range(first, last):
         user, value = f"u{n % 23}", None if n % 3 else float(r.normal())

@@ -13,7 +13,7 @@ import pytest
 
 from streams.audit import windows as verify
 from streams.processes.worker import running
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from streams.transport.sender import Sender
 from testkit.cluster import QUOTAS, RIGHT, WAIT_S, Cluster, Load, WorkerProcess
 from testkit.load import plain

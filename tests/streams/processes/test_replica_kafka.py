@@ -8,7 +8,7 @@ import pytest
 from schemas.profiles import decode_profile
 from streams.audit.windows import latest
 from streams.core.clock import now_ms
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 from testkit.cluster import Cluster, Load, wait_for
 from testkit.processes import ReplicaProcess
 

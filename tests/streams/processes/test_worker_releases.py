@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from encoder.base import Encoder
 from encoder.bundle import ONNX
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.profiles import Profile, decode_profile
 from schemas.releases import Release, encode_release
@@ -67,6 +69,11 @@ class Load:
 
     async def folded(self, worker: Worker) -> None:
         await until(lambda: _true(worker.metrics.value("currents_folded_total") >= self.sent))
+
+
+async def _settled(worker: Worker, release: Release) -> bool:
+    """Whether a worker serves a release, or has refused it."""
+    return worker.encoder.version == release.version or release.version in worker.lifecycle.swapper.refused
 
 
 async def _true(value: bool) -> bool:
@@ -125,7 +132,7 @@ def test_swaps_under_load(bootstrap: str, tmp_path: Path) -> None:
                 await load.events(120)
                 await tell(settings, "serving", release)
                 await load.events(120)
-                await until(lambda r=release: _true(worker.encoder.version == r.version or r.version in worker.lifecycle.swapper.refused))
+                await until(partial(_settled, worker, release))
                 await load.events(60)
             await load.folded(worker)
             await everybody_is_of(worker, "v3")
@@ -332,7 +339,7 @@ def test_drift(bootstrap: str, tmp_path: Path, other: dict[str, str], alarm: str
             assert [a for a in before if a.endswith(" of shop")] == []  # of the inputs; the vectors of such young users do move
             raised = asyncio.Event()
             for _ in range(100):
-                await load.events(20, **other)
+                await load.events(20, USERS, False, **other)
                 await asyncio.sleep(0.1)
                 if all(worker.metrics.value("currents_drift_alarm", what=a.split(" of ")[0], of="shop") for a in wanted):
                     raised.set()

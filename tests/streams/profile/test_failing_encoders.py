@@ -14,9 +14,10 @@ import httpx
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.bundle import Bundle
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder, OnnxEncoder
+from encoder.onnx_encoder import OnnxEncoder
 from encoder.towers import load_tower
 from streams.core.settings import Settings
 from streams.processes.worker import Worker, running
@@ -90,7 +91,7 @@ async def begun(worker: Worker, settings: Settings) -> Flaky:
 
 
 def settled(worker: Worker, folded: int) -> bool:
-    return worker.metrics.value("currents_folded_total") >= folded and not worker.lag()
+    return worker.metrics.value("currents_folded_total") >= folded and not worker.backlog.records()
 
 
 async def health(worker: Worker) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def test_stalls(bootstrap: str, tmp_path: Path, bundle: Bundle, fails: Callable[
             await events(settings, SECOND, "second")
             await wait(worker, lambda: worker.metrics.value("currents_encoder_failures_total") >= 4)
             await wait(worker, lambda: worker.metrics.value("currents_events_total") == len(FIRST + SECOND))
-            await wait(worker, lambda: worker.lag() == len(SECOND))
+            await wait(worker, lambda: worker.backlog.records() == len(SECOND))
             assert worker.metrics.value("currents_encoder_failing_seconds") > 0
             assert await profiles(settings) == before
             assert (await health(worker)).items() >= {"code": 200, "status": "encoder fails"}.items()
@@ -199,7 +200,7 @@ def test_other_worker_comes(bootstrap: str, tmp_path: Path, bundle: Bundle) -> N
             flaky = await begun(worker, settings)
             flaky.fails = gpu_gone
             await events(settings, SECOND, "second")
-            await wait(worker, lambda: worker.lag() == len(SECOND))
+            await wait(worker, lambda: worker.backlog.records() == len(SECOND))
             command = [sys.executable, "-m", "streams.commands.main", "worker", "--config", str(config)]
             with subprocess.Popen(command, env={**os.environ, **own}) as other:
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder
-from streams.processes.worker import PRESSED, running
+from streams.processes.backlog import OVERLOADED_SHARE
+from streams.processes.worker import running
 from streams.releases.routing import Lineup
 from testkit.live import events, items, profiles, settings_of, wait, windows_wrong
 
@@ -45,27 +46,27 @@ def test_late_items_wait(bootstrap: str, tmp_path: Path) -> None:
             await items(settings)
             await wait(worker, lambda: worker.store.table.size > 10)
             await events(settings, [f"w{n}" for n in range(WAITING)], "waiting", item="late")
-            await wait(worker, lambda: value("currents_folded_total") == WAITING and not worker.lag())
+            await wait(worker, lambda: value("currents_folded_total") == WAITING and not worker.backlog.records())
             slow.takes_s = 0.5  # so that the storm lasts until the item has come
             await events(settings, [f"u{n % 500}" for n in range(FLOOD)], "flood")
-            await wait(worker, lambda: value("currents_events_total") == WAITING + FLOOD and worker.pressed())
+            await wait(worker, lambda: value("currents_events_total") == WAITING + FLOOD and worker.backlog.overloaded())
             await items(settings, ["late"])
             await wait(worker, lambda: worker.late.pending() > 0)
-            assert worker.pressed()
+            assert worker.backlog.overloaded()
             slow.takes_s = 0.1
             lags: list[tuple[float, float]] = []  # (records that waited, users encoded again since the look before)
             before = 0.0
             while value("currents_reencoded_total") < WAITING:
                 now = value("currents_reencoded_total")
-                lags.append((worker.lag(), now - before))
+                lags.append((worker.backlog.records(), now - before))
                 before = now
                 if worker.failed.done():
                     await worker.failed
                 await asyncio.sleep(0.02)
             assert sum(1 for lag, _ in lags if lag > BATCH) > 10
-            assert all(not again for lag, again in lags if lag > BATCH / PRESSED)
+            assert all(not again for lag, again in lags if lag > BATCH / OVERLOADED_SHARE)
             slow.takes_s = 0.0
-            await wait(worker, lambda: not worker.lag())
+            await wait(worker, lambda: not worker.backlog.records())
         assert not any(p.unknown_items for p in (await profiles(settings)).values())
         assert await windows_wrong(settings) == 0
 

@@ -1,6 +1,7 @@
 """The portrait: interests, weights, trends, platforms, evidence."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -56,7 +57,7 @@ def window(*events: tuple[int, str, str] | tuple[int, str, str, int] | tuple[int
     return VERSION + rows.tobytes()
 
 
-def portraits(*windows: bytes, **kind: int) -> list[list[dict]]:
+def portraits(*windows: bytes, **kind: int) -> list[list[dict[str, Any]]]:
     table, catalogue = world()
     return [msgpack.unpackb(p) for p in interests(featurize(windows, table, 64), catalogue, style(**kind))]
 
@@ -75,7 +76,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("events", "weights"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_weights(events: list, weights: dict[str, float]) -> None:
+def test_weights(events: list[Any], weights: dict[str, float]) -> None:
     """Interests and their weights follow behavior, time and categories."""
     (found,) = portraits(window(*events))
     assert {i["name"]: i["weight"] for i in found} == pytest.approx(weights)

@@ -18,14 +18,18 @@ from schemas.events import VERSION, Event, encode_event
 from schemas.profiles import maker
 from streams.core.settings import Settings
 from streams.monitoring.metrics import Metrics
-from streams.profile.late_items import Late
+from streams.profile.commit import Committer
+from streams.profile.encoding_thread import EncodingThread
+from streams.profile.late_items import LateItems
 from streams.profile.profiler import Profiler, style_of
+from streams.profile.recompute import Recomputer
 from streams.profile.reencode import Reencoder
 from streams.profile.update import Updater
 from streams.releases.routing import Lineup, in_canary
 from streams.state.item_store import ItemStore
-from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, in_turn
-from streams.transport.faust_app import Finish, add_agent, nothing
+from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, publish_in_order
+from streams.state.tablets import Tablets
+from streams.transport.agents import Finish, add_agent, nothing
 from streams.transport.faust_batches import RecordBatch
 
 PARTITION, GENERATION = 2, 7
@@ -38,13 +42,13 @@ class Brokers:
 
     def __init__(self) -> None:
         self.open, self.sent, self.ends = asyncio.Event(), list[tuple[str, int, int]](), dict[tuple[str, int], int]()
-        self.strangers = 0
+        self.foreign = 0
 
     async def send(self, topic: str, parts: dict[int, list[Any]]) -> dict[int, int]:
         last = {}
         for partition, rows in parts.items():
             self.sent.append((topic, partition, len(rows)))
-            last[partition] = self.ends[topic, partition] = self.ends.get((topic, partition), -1) + len(rows) + self.strangers
+            last[partition] = self.ends[topic, partition] = self.ends.get((topic, partition), -1) + len(rows) + self.foreign
         if parts:
             await self.open.wait()
         return last
@@ -59,13 +63,17 @@ class Route:
     def __init__(self, folder: Path) -> None:
         platform = {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": "in"}
         settings = Settings(kafka={"bootstrap": "-"}, platforms=[platform], portrait={"interests": 0})
-        self.tablets, self.brokers = Tablets(folder, 8, 4), Brokers()
+        self.restoring: list[Tablet] = []
+        self.tablets, self.brokers = Tablets(folder, 8, 4, begin_restore=self.restoring.append), Brokers()
         self.store = ItemStore(folder / "items", "space", 8)
         self.lineup = Lineup(Baseline(8, "space"))
         profiler = Profiler(lambda: self.lineup, self.store, style_of(settings), settings.encoding.policy)
         self.pool = ThreadPoolExecutor(1)
         self.metrics = Metrics()
-        self.updater = Updater(settings, self.tablets, profiler, self.brokers, self.metrics, self.pool)  # type: ignore[arg-type]
+        committer = Committer(settings, self.tablets, self.brokers, self.metrics)  # type: ignore[arg-type]
+        thread = EncodingThread(self.pool, self.tablets)
+        self.updater = Updater(settings, self.tablets, profiler, self.brokers, committer, thread, self.metrics)  # type: ignore[arg-type]
+        self.recomputer = Recomputer(self.tablets, profiler, committer, thread, self.metrics)
         (self.tablet,) = self.tablets.assign({PARTITION}, GENERATION)
         self.tablet.restored.set()
         self._offset = 0
@@ -147,7 +155,7 @@ def test_encoded_again_meanwhile(tmp_path: Path) -> None:
         def made() -> int:
             return sum(maker(route.tablet.profile(u) or b"")[0] == "baseline-5" for u in users)
 
-        again = Reencoder(route.tablets, route.updater, lambda: route.lineup, route.metrics, 1e6, lambda: False, done)
+        again = Reencoder(route.tablets, route.recomputer, lambda: route.lineup, route.metrics, 1e6, lambda: False, done)
         again.restored(route.tablet)
         running = asyncio.ensure_future(again.forever())
         await soon(lambda: len(route.brokers.sent) == 1)
@@ -173,15 +181,15 @@ def test_encoded_again_in_vain(tmp_path: Path) -> None:
             await (await route.updater.batches([route.batch(user)]))
         route.brokers.sent.clear()
         async with route.tablet.publishing:
-            beginning = asyncio.ensure_future(route.updater.again(route.tablet, [b"u", b"v"]))
-            await soon(lambda: list(route.tablet.waiting(OWED)) == [b"u", b"v"])
+            beginning = asyncio.ensure_future(route.recomputer.recompute(route.tablet, [b"u", b"v"]))
+            await soon(lambda: list(route.tablet.waiting(UNPUBLISHED)) == [b"u", b"v"])
             route.tablets.generation = None
         publishing, _ = await beginning
         assert not await publishing
-        assert (route.brokers.sent, list(route.tablet.waiting(OWED))) == ([], [b"u", b"v"])
+        assert (route.brokers.sent, list(route.tablet.waiting(UNPUBLISHED))) == ([], [b"u", b"v"])
         route.tablets.generation = GENERATION
-        assert await route.updater.repair(route.tablet, [b"u", b"v", b"gone"])
-        assert (route.brokers.sent, list(route.tablet.waiting(OWED))) == ([("currents.windows", 2, 2), ("currents.profiles", 2, 2)], [])
+        assert await route.recomputer.republish(route.tablet, [b"u", b"v", b"gone"])
+        assert (route.brokers.sent, list(route.tablet.waiting(UNPUBLISHED))) == ([("currents.windows", 2, 2), ("currents.profiles", 2, 2)], [])
 
     on_route(tmp_path, scenario)
 
@@ -196,7 +204,7 @@ def test_encoded_again_where_it_tells(tmp_path: Path) -> None:
         (key,) = route.tablet.awaited()
         route.store.table.put(int.from_bytes(key, "big"), np.ones(8, np.float32))
         await (await route.updater.batches([route.batch("v")]))
-        late = Late(route.tablets, route.updater, route.metrics, lambda: False)
+        late = LateItems(route.tablets, route.recomputer, route.metrics, lambda: False)
         running = asyncio.ensure_future(late.forever())
 
         async def changes(begin: Callable[[], None], waits_for: bytes) -> list[bytes]:
@@ -279,20 +287,18 @@ def test_distrusted_meanwhile(tmp_path: Path) -> None:
     """A tablet in whose changelog the batch before found another worker's rows is restored before the next batch is folded."""
 
     async def scenario(route: Route) -> None:
-        route.brokers.strangers = 1
-        restoring: list[Tablet] = []
-        route.tablets.distrusted = restoring.append
+        route.brokers.foreign = 1
         one = await route.updater.batches([route.batch("u")])
         await route.tablet.lock.acquire()
         beginning = asyncio.ensure_future(route.updater.batches([route.batch("u")]))
         await asyncio.sleep(0.02)  # it waits for the lock
         route.brokers.open.set()
         await one
-        assert restoring == [route.tablet]
+        assert route.restoring == [route.tablet]
         route.tablet.lock.release()
         await asyncio.sleep(0.05)
         assert route.events(b"u") == 1
-        route.brokers.strangers = 0
+        route.brokers.foreign = 0
         route.tablet.restored.set()
         assert len(await (await beginning)) == 1
         assert route.events(b"u") == 2
@@ -311,10 +317,10 @@ def test_turns(tmp_path: Path) -> None:
             if n == 1:
                 raise ValueError
 
-        gone = await in_turn([route.tablet], publish(0))
+        gone = await publish_in_order([route.tablet], publish(0))
         gone.cancel()
-        failed = await in_turn([route.tablet], publish(1))
-        last = await in_turn([route.tablet], publish(2))
+        failed = await publish_in_order([route.tablet], publish(1))
+        last = await publish_in_order([route.tablet], publish(2))
         await last
         assert order == [1, 2]
         assert isinstance(failed.exception(), ValueError)

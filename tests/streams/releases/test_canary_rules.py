@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.baseline import Baseline
 from encoder.features import Features, ItemTable
-from encoder.runtime import Encoder
 from encoder.towers import load_tower
 from schemas.events import BEHAVIOR_CODE
 from schemas.items import Item, item_key
@@ -26,7 +26,7 @@ from streams.releases.canary_rules import Sums, Trial, decide, figures, interval
 from streams.releases.online_eval import TIMED, Observer, hit
 from streams.releases.routing import Lineup
 from streams.state.item_store import ItemStore, item_rows
-from streams.state.tablets import Tablet
+from streams.state.tablet import Tablet
 
 RULES = Rules(alpha=0.05, tolerated=0.02, least=200, most=5_000)
 PROMPT = (1.0,) * RULES.timed

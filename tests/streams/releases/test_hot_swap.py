@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from encoder.base import Encoder
 from encoder.bundle import ITEMS, MANIFEST, ONNX, RESIDUALS, BundleError
 from encoder.features import ItemTable, featurize
 from encoder.probe import examples
-from encoder.runtime import Encoder, load_encoder
+from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.releases import Release, encode_release
 from streams.monitoring.metrics import Metrics
@@ -70,7 +71,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "version": (lambda f: None, {"version": "v9"}, "version = 'v1', but the release says 'v9'"),
     "space": (lambda f: None, {"space_id": "s9"}, "space_id = 'space-v1'"),
     "no graph": (lambda f: ((f / ONNX).write_bytes(b"x"), rewrite(f)), {}, "encoder.onnx"),
-    "NaN residuals": (lambda f: (infinite_residuals(f), rewrite(f)), {}, "not finite"),
+    "NaN residuals": (lambda f: [spoil(f) for spoil in (infinite_residuals, rewrite)], {}, "not finite"),
     "NaN weights": (lambda f: (nan_weights(ONNX)(f), rewrite(f)), {}, "interest vectors are not finite"),
     "NaN items": (lambda f: (nan_weights(ITEMS)(f), rewrite(f)), {}, "not finite"),
     "paths": (lambda f: (f / MANIFEST).write_text('{"files": {"../x": "0"}}'), {}, "plain names"),
@@ -180,8 +181,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def swapper(tmp_path: Path, table: ItemTable, pool: ThreadPoolExecutor, **more: Any) -> Swapper:
     cache = tmp_path / "cache"
-    given = {"load": lambda r, beside: load(r, cache, beside), "retry_s": 0.0, **more}
-    return Swapper(Lineup(BASELINE), [], given["load"], table, pool, Metrics(), cache, given["retry_s"])
+    given = {"load": lambda r, beside: load(r, cache, beside), "retry_s": 0.0, "switched": lambda: None, **more}
+    return Swapper(Lineup(BASELINE), [], given["load"], table, pool, Metrics(), cache, given["retry_s"], given["switched"])
 
 
 def records(first: int, *rows: tuple[str, Release]) -> list[Announced]:
@@ -192,8 +193,8 @@ def test_swap_and_back(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     """A record changes encoder and item vectors in one assignment; a broken one changes nothing; going back gives the earlier vectors to the bit."""
     table, windows = examples(TOWER.dims, 32)
     features = featurize(windows, table, 32)
-    s, changes = swapper(tmp_path, table, pool), list[Lineup]()
-    s.switched = lambda: changes.append(s.lineup)
+    changes = list[Lineup]()
+    s: Swapper = swapper(tmp_path, table, pool, switched=lambda: changes.append(s.lineup))
     v1, v2 = variant(tmp_path / "1", "v1", 1), variant(tmp_path / "2", "v2", 2)
     broken = msgspec.structs.replace(v2, digest="f" * 64, version="v3")
 

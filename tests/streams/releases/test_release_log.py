@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.releases import Release, decode_release, encode_release
+from schemas.releases import Release, State, decode_release, encode_release
 from streams.releases.release_log import (
     Announced,
     ReleaseError,
@@ -24,7 +24,7 @@ from streams.releases.release_log import (
 DIGEST = "0123456789abcdef" * 4
 
 
-def release(version: str = "v1", state: str = "serving", **more: Any) -> Release:
+def release(version: str = "v1", state: State = "serving", **more: Any) -> Release:
     given = {"space_id": "s1", "bundle": f"/b/{version}", "digest": DIGEST, "share": 0.1, "previous": "", "at": 5, "by": "test", "why": "", **more}
     return Release(version=version, state=state, **given)
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from streams.audit import windows as verify
 from streams.releases.release_log import announce
 from testkit.bundles import variant
 from testkit.checking import profiles_wrong, read
-from testkit.cluster import RIGHT, Cluster, Load, wait_for
+from testkit.cluster import RIGHT, Cluster, Load, WorkerProcess, wait_for
 
 pytestmark = pytest.mark.kafka
 LIVES = 4
+
+
+def switched(worker: WorkerProcess) -> bool:
+    return worker.metric("currents_swap_seconds_count") > 0
 
 
 def test_swaps_and_kills(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -32,7 +37,7 @@ def test_swaps_and_kills(cluster: Callable[..., Cluster], tmp_path: Path) -> Non
     for life in range(LIVES):
         worker = c.worker("a").ready()
         tell(releases[(life + 1) % 3])  # it begins with the one before
-        wait_for("a switch", lambda w=worker: w.metric("currents_swap_seconds_count") > 0)
+        wait_for("a switch", partial(switched, worker))
         tell(releases[life % 3])
         time.sleep(0.3 + life * 0.5)  # while it loads, between, and while users go over
         worker.kill()

@@ -27,8 +27,9 @@ class Shelf:
         self.settings, self.metrics = Settings(platforms=()), Registry()
         self._rows = {u.encode(): encode_profile(msgspec.structs.replace(PROFILE, user_id=u)) for u in USERS} | {b"spoiled": b"\xc1"}
 
-    def elsewhere(self, user: bytes) -> None:
+    def elsewhere(self, user: bytes) -> str | None:
         """Everybody is here."""
+        return None
 
     def stored(self, user: bytes) -> bytes | None:
         if user == b"away":
@@ -46,6 +47,9 @@ class Shelf:
 
     def ready(self) -> dict[str, Any]:
         return {"status": "ready"}
+
+    def fail(self, error: Exception) -> None:
+        raise AssertionError from error
 
 
 PATHS = [f"/v1/profiles/{quote(u, safe='')}" for u in [*USERS, "nobody", "away", "spoiled"]]

@@ -18,9 +18,11 @@ from schemas.events import BEHAVIOR_CODE, Event, encode_event
 from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.audit.windows import offline_windows
+from streams.core.clock import now_ms
 from streams.core.settings import Kafka
 from streams.state.restore import Seen, merge, put_profiles, put_windows, restore
-from streams.state.tablets import FALLBACK, OWED, Tablet, Tablets, key_bytes
+from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
+from streams.state.tablets import STALE_MS, Tablets
 
 POLICY = Policy(6)
 EVENTS = 40
@@ -138,14 +140,15 @@ def test_stale_profile(tablet: Tablet) -> None:
 def test_remembered_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """What is remembered of windows while an empty tablet is restored changes nothing of the outcome, also where it is forgotten on the way."""
     monkeypatch.setattr("streams.state.restore.MOST_SEEN", most)
-    parts = [[("a", [1]), ("b", [1, 2]), ("a", [1, 3])], [("b", None), ("c", [5]), ("d", [6])], [("a", [1, 2]), ("b", [7])]]
-    made = [("a", [1, 2, 3], 0), ("b", [7], 1), ("c", [4], 0), ("d", [6], 0), ("e", [1], 1)]
+    parts: list[list[tuple[str, list[int] | None]]] = [[("a", [1]), ("b", [1, 2]), ("a", [1, 3])], [("b", None), ("c", [5]), ("d", [6])]]
+    parts.append([("a", [1, 2]), ("b", [7])])
+    made: list[tuple[str, list[int], int]] = [("a", [1, 2, 3], 0), ("b", [7], 1), ("c", [4], 0), ("d", [6], 0), ("e", [1], 1)]
     found = []
     for n, seen in enumerate((None, Seen(), Seen(empty=True))):
         tablet, short, stale = Tablet(0, tmp_path / str(n)), set[bytes](), set[bytes]()
         for part in parts:
-            put_windows(tablet, [Record(u.encode(), times and window(times)) for u, times in part], short, POLICY, {"w": 1}, seen)
-        put_profiles(tablet, [Record(u.encode(), profile(u, *rest)) for u, *rest in made], stale, ItemTable(2), {"p": 1}, seen=seen)
+            put_windows(tablet, [Record(u.encode(), window(times) if times else None) for u, times in part], short, POLICY, {"w": 1}, seen)
+        put_profiles(tablet, [Record(u.encode(), profile(u, times, unknown)) for u, times, unknown in made], stale, ItemTable(2), {"p": 1}, seen=seen)
         found.append((dict(tablet.scan("windows")), dict(tablet.scan("profiles")), dict(tablet.scan("waiting")), short, stale))
         tablet.close()
     assert found[0] == found[1] == found[2]
@@ -238,8 +241,8 @@ STALE = {
 }
 
 
-def restored(tablets: Tablets, tablet: Tablet) -> Coroutine[Any, Any, list[bytes]]:
-    return restore(tablet, tablets, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, lambda n: None)
+def restored(tablet: Tablet) -> Coroutine[Any, Any, list[bytes]]:
+    return restore(tablet, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, lambda n: None)
 
 
 def test_owed_until_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +250,13 @@ def test_owed_until_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: Log(STALE))
     tablets = Tablets(tmp_path, 8, 4)
     (tablet,) = tablets.assign({1}, 1)
-    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
-    assert (tablet.offset("w")[0], tablet.offset("p")[0], list(tablet.waiting(OWED))) == (2, 1, [b"u", b"v"])
-    assert asyncio.run(restored(tablets, tablet)) == [b"u", b"v"]
+    assert asyncio.run(restored(tablet)) == [b"u", b"v"]
+    assert (tablet.offset("w")[0], tablet.offset("p")[0], list(tablet.waiting(UNPUBLISHED))) == (2, 1, [b"u", b"v"])
+    assert asyncio.run(restored(tablet)) == [b"u", b"v"]
     tablets.assign(set(), 2)
     (tablet,) = tablets.assign({1}, 3)
-    tablet.write(arrived=[(OWED, b"u")])
-    assert asyncio.run(restored(tablets, tablet)) == [b"v"]
+    tablet.write(resolved=[(UNPUBLISHED, b"u")])
+    assert asyncio.run(restored(tablet)) == [b"v"]
     tablets.close()
 
 
@@ -271,8 +274,11 @@ def test_cancelled_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tablet, "write", slowly)
 
+    async def work() -> None:
+        await restored(tablet)
+
     async def scenario() -> None:
-        tablet.restore_by(lambda: restored(tablets, tablet), asyncio.ensure_future)
+        tablet.restore_by(work, asyncio.ensure_future)
         await asyncio.to_thread(writes.wait, 20)
         frozen = asyncio.ensure_future(tablets.freeze())
         await asyncio.sleep(0.05)
@@ -290,3 +296,155 @@ def test_other_bytes() -> None:
     """A window that is none is an error, not lost events."""
     with pytest.raises(ValueError, match="version"):
         merge(VERSION + bytes(ROW_BYTES), b"\x07" + bytes(ROW_BYTES), POLICY)
+
+
+class Pieces(Log):
+    """The same, that begins at some offset, gives two records at once, knows its end only later, and notes what it was asked for."""
+
+    def __init__(self, rows: dict[str, list[Record]], first: int = 0) -> None:
+        super().__init__(rows)
+        self.first, self.begun, self.stopped, self._waits = first, dict[str, int](), False, 2
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def beginning_offsets(self, parts: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(parts, self.first)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        super().seek(tp, offset)
+        self.begun[tp.topic] = offset
+
+    async def getmany(self, tp: TopicPartition, **_: Any) -> dict[TopicPartition, list[Any]]:
+        self._waits -= 1
+        if self._waits >= 0:
+            return {}
+        found = [SimpleNamespace(key=r.key, value=r.value, offset=n) for n, r in enumerate(self._rows[tp.topic])]
+        part = found[self._at[tp] : self._at[tp] + 2]
+        self._at[tp] += len(part)
+        return {tp: part} if part else {}
+
+    def highwater(self, tp: TopicPartition) -> int:
+        return None if self._waits > 0 else super().highwater(tp)  # type: ignore[return-value]
+
+
+RIGHT = {
+    "w": [Record(u.encode(), window([1, 2])) for u in "abcde"],
+    "p": [Record(u.encode(), profile(u, [1, 2], unknown=2)) for u in "abcd"],
+}
+
+
+def test_restored_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tablet is brought up to the end of both logs, in however many pieces they come; whoever restores it again reads what is new alone."""
+    log, counts = Pieces(RIGHT), list[int]()
+    monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: log)
+    tablets = Tablets(tmp_path, 8, 4)
+    (tablet,) = tablets.assign({1}, 1)
+    arguments = (tablet, Kafka(bootstrap="-"), ("w", "p"), ItemTable(2), POLICY, counts.append, "e")
+    before = now_ms()
+    assert asyncio.run(restore(*arguments)) == []
+    assert (counts, log.begun, log.stopped) == ([2, 2, 1, 2, 2], {"w": 0, "p": 0}, True)
+    assert dict(tablet.scan("windows")) == {r.key: r.value for r in RIGHT["w"]}
+    assert dict(tablet.scan("profiles")) == {r.key: r.value for r in RIGHT["p"]}
+    assert list(tablet.waiting(FALLBACK)) == [b"a", b"b", b"c", b"d"]
+    assert (tablet.offset("w")[0], tablet.offset("p")[0]) == (4, 3)
+    assert all(before <= tablet.offset(topic)[1] <= now_ms() for topic in ("w", "p"))
+    log = Pieces({"w": [*RIGHT["w"], Record(b"f", window([3]))], "p": RIGHT["p"]})
+    assert asyncio.run(restore(*arguments)) == []
+    assert (counts[5:], log.begun, tablet.windows([b"f"])) == ([1], {"w": 5, "p": 4}, [window([3])])
+    tablets.close()
+
+
+def test_restore_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer is stopped also where a restore fails."""
+    log = Pieces({"w": [Record(b"u", b"no window")], "p": []})
+    monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: log)
+    tablets = Tablets(tmp_path, 8, 4)
+    (tablet,) = tablets.assign({1}, 1)
+    with pytest.raises(ValueError, match="window of version"):
+        asyncio.run(restored(tablet))
+    assert (log.stopped, tablet.offset("w")[0]) == (True, -1)
+    tablets.close()
+
+
+@pytest.mark.parametrize(
+    ("topic", "offset", "ago_ms", "first", "kept"),
+    [
+        ("w", 1, 0, 0, True),
+        ("w", 1, STALE_MS - 60_000, 0, True),
+        ("w", 1, STALE_MS + 1, 0, False),
+        ("w", 4, 0, 0, True),  # the end of the log
+        ("w", 5, 0, 0, False),
+        ("p", 3, 0, 0, True),
+        ("p", 4, 0, 0, False),
+        ("w", 1, 0, 2, True),  # the first row that the log still has follows
+        ("w", 1, 0, 3, False),
+    ],
+)
+def test_continues_its_changelog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topic: str, offset: int, ago_ms: int, first: int, kept: bool
+) -> None:
+    """A tablet that is too old, or ahead of the log or of its start, is emptied and restored from the log alone; any other keeps what it has."""
+    log = Pieces(RIGHT, first)
+    monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: log)
+    tablets = Tablets(tmp_path, 8, 4)
+    (tablet,) = tablets.assign({1}, 1)
+    tablet.write(windows=[(b"z", window([9]))], offsets={topic: offset}, now_ms=now_ms() - ago_ms)
+    asyncio.run(restored(tablet))
+    assert (tablet.windows([b"z"]) == [window([9])]) is kept
+    assert log.begun[topic] == (offset + 1 if kept else first)
+    tablets.close()
+
+
+def test_erased_user(tablet: Tablet) -> None:
+    """Who was erased has neither window nor profile, is named nowhere, and begins anew with the next row."""
+    short, stale = set[bytes](), set[bytes]()
+    put_windows(tablet, [Record(b"u", window([1, 2])), Record(b"v", window([1]))], short, POLICY, {"w": 1})
+    put_profiles(tablet, [Record(b"u", profile("u", [1, 2])), Record(b"v", profile("v", [1]))], stale, ItemTable(2), {"p": 1}, "e")
+    put_windows(tablet, [Record(b"u", None)], short, POLICY, {"w": 2})
+    put_profiles(tablet, [Record(b"u", None)], stale, ItemTable(2), {"p": 2}, "e", {b"u": [FALLBACK]})
+    assert (tablet.windows([b"u", b"v"]), tablet.profile(b"u"), short, stale) == ([None, window([1])], None, set(), set())
+    assert list(tablet.waiting(FALLBACK)) == [b"v"]
+    put_windows(tablet, [Record(b"u", window([3]))], short, POLICY, {"w": 3})
+    assert (tablet.windows([b"u"]), short, tablet.offset("w")[0]) == ([window([3])], set(), 3)
+    tablet.close()
+
+
+def test_profile_without_a_window(tablet: Tablet) -> None:
+    """A profile of a user without a window is put as it is, and nobody waits for its items."""
+    stale = set[bytes]()
+    put_profiles(tablet, [Record(b"u", profile("u", [1], unknown=1))], stale, ItemTable(2), {"p": 0})
+    assert (tablet.profile(b"u"), stale, list(tablet.awaited()), tablet.offset("p")[0]) == (profile("u", [1], unknown=1), set(), [], 0)
+    tablet.close()
+
+
+def test_awaited_of_some(tablet: Tablet) -> None:
+    """Of a window's items those without a vector are waited for; where the profile counts as many, nobody waits for one that is known."""
+    table, out = ItemTable(2), np.zeros(4, DTYPE)
+    out["ts_ms"], out["event_id"], out["item_key"] = 5, range(4), [7, 8, 9, 8]
+    table.put(7, np.ones(2, np.float32))
+    tablet.write(windows=[(user, VERSION + out.tobytes()) for user in (b"before", b"now")])
+    found = [Record(b"before", profile("before", [5] * 4, 4)), Record(b"now", profile("now", [5] * 4, 3))]
+    put_profiles(tablet, found, set(), table, {"p": 1})
+    assert [list(tablet.waiting(key_bytes(n))) for n in (7, 8, 9)] == [[b"before"], [b"before", b"now"], [b"before", b"now"]]
+    tablet.close()
+
+
+def test_noted_once_for_each(tablet: Tablet) -> None:
+    """Who waits for something still is not taken back by a row that says it again, and a later row takes back what the last one said."""
+    noted = dict[bytes, list[bytes]]()
+    for encoder in ("e", "e"):
+        put_profiles(tablet, [Record(b"u", profile("u", [1]))], set(), ItemTable(2), {"p": 1}, encoder, noted)
+        assert (list(tablet.waiting(FALLBACK)), noted) == ([b"u"], {b"u": [FALLBACK]})
+    put_profiles(tablet, [Record(b"u", None)], set(), ItemTable(2), {"p": 2}, "e", noted)
+    assert (list(tablet.waiting(FALLBACK)), noted) == ([], {})
+    tablet.close()
+
+
+def test_broken_rows() -> None:
+    """Rows that are no windows are an error on either side and under either kind of policy."""
+    good, bad = window([1, 2]), b"\x07" + bytes(ROW_BYTES)
+    for policy in (POLICY, Policy(6, 1)):
+        for old, new in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="version"):
+                merge(old, new, policy)

@@ -16,7 +16,8 @@ import pytest
 from faust.types import TP
 
 from streams.core.settings import Settings
-from streams.transport.faust_app import Finish, add_agent, make_app
+from streams.transport.agents import Finish, add_agent
+from streams.transport.faust_app import make_app
 from testkit.memory_kafka import Kafka, Producer, queued, until
 
 FIRST = 3  # what was committed before

@@ -13,7 +13,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from streams.transport.light_records import Record, light
 
 TP = TopicPartition("t", 3)
-ROWS = [(7, b"k", b"v"), (8, None, b"w"), (9, b"k", None)]
+ROWS: list[tuple[int, bytes | None, bytes | None, Any]] = [(7, b"k", b"v", [("h", b"x"), ("h", None)]), (8, None, b"w", ()), (9, b"k", None, ())]
 
 
 class Consumer:
@@ -26,16 +26,16 @@ class Consumer:
 
 @pytest.mark.parametrize("most", [None, 2])
 def test_light(most: int | None) -> None:
-    """A record has its topic, partition, offset, time, key and value; an error of a fetch stays one."""
+    """A record has its topic, partition, offset, time, key, value and headers; an error of a fetch stays one."""
 
     async def scenario() -> None:
         builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1 << 20)
-        for n, (at, key, value) in enumerate(ROWS):
-            builder.append(n, at, key, value, [])
+        for n, (at, key, value, headers) in enumerate(ROWS):
+            builder.append(n, at, key, value, list(headers))
         assignment = Assignment([TP])
         assignment.state_value(TP).reset_to(0)
         consumer = Consumer()
-        light(consumer)  # type: ignore[arg-type]
+        light(consumer)
         unread = PartitionRecords(TP, MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 0)
         consumer._fetcher._records[TP] = FetchResult(TP, assignment=assignment, partition_records=unread, backoff=0)
         found = consumer._fetcher._records[TP].getall(most)

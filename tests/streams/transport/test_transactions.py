@@ -69,13 +69,13 @@ def test_platform(cluster: Callable[..., Cluster], bootstrap: str, isolation: st
             if not committed:
                 expected += ["late", "behind"] * 8 + [f"aborted{n}" for n in range(4) for _ in range(12)]
             await folded(sorted(expected))
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
             await late.commit_transaction()
             await late.stop()
             if committed:
                 expected += ["late", "behind"] * 8
             await folded(sorted(expected))
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
             await settled(worker)
             assert (worker.app.consumer.holes_reread, worker.app.lost_batches) == (0, 0)
 
@@ -111,7 +111,7 @@ def test_own_topics(cluster: Callable[..., Cluster]) -> None:
             await open_one.abort_transaction()
             await rows(plain, f"{c.prefix}.in.shop", [f"u{n}" for n in range(20)], c.partitions)
             await settled(worker)
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
         await open_one.stop()
 
     asyncio.run(scenario())

@@ -1,0 +1,70 @@
+"""A worker's tablets, brought up to the end of their changelogs after each rebalance, and whenever foreign rows are found there."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+
+from encoder.features import UNKNOWN
+from streams.core.settings import Settings
+from streams.monitoring.metrics import Metrics
+from streams.profile.late_items import LateItems
+from streams.profile.recompute import Recomputer
+from streams.profile.reencode import Reencoder
+from streams.state.item_store import ItemStore
+from streams.state.restore import restore
+from streams.state.tablet import Tablet
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+
+
+class Restorer:
+    """Owns the restores of a worker's tablets. `spawn` starts a task whose failure ends the worker.
+
+    `fallback`: version of the encoder whose users wait for the right one; None where the re-encoder finds them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ItemStore,
+        recomputer: Recomputer,
+        reencoder: Reencoder,
+        late: LateItems,
+        metrics: Metrics,
+        fallback: Callable[[], str | None],
+        spawn: Spawn,
+    ) -> None:
+        self._kafka, self._policy = settings.kafka, settings.encoding.policy
+        self._topics = (settings.topic("windows"), settings.topic("profiles"))
+        self._store, self._recomputer, self._reencoder, self._late, self._metrics = store, recomputer, reencoder, late, metrics
+        self._fallback, self._spawn = fallback, spawn
+        self.items_ready = asyncio.Event()
+        """Set once all items are known: a restore looks up which of a window's items are missing."""
+
+    def begin(self, tablet: Tablet) -> None:
+        """Restore a tablet in a task of its own, after the restore under way."""
+        tablet.restore_by(lambda: self._restore(tablet), self._spawn)
+
+    async def _restore(self, tablet: Tablet) -> None:
+        await self.items_ready.wait()
+        await tablet.idle()  # batches that were under way when the restore was asked for
+        while True:
+            tablet.foreign_rows_seen = False
+            unpublished = await restore(
+                tablet, self._kafka, self._topics, self._store.table, self._policy, self._metrics.restored.inc, self._fallback()
+            )
+            if unpublished and not await self._recomputer.republish(tablet, unpublished):
+                return
+            if not tablet.foreign_rows_seen:  # else another worker's rows came in between
+                break
+        tablet.restored.set()
+        self._reencoder.restored(tablet)
+        self._late.restored(tablet, self._known(tablet))
+
+    def _known(self, tablet: Tablet) -> list[int]:
+        """Keys of items that users of the tablet wait for, and that have a vector by now."""
+        awaited = [int.from_bytes(key, "big") for key in tablet.awaited()]
+        rows = self._store.table.index(np.array(awaited, np.uint64))
+        return [key for key, row in zip(awaited, rows, strict=True) if row != UNKNOWN]
