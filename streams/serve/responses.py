@@ -59,7 +59,7 @@ def limit(field: str, n: int, maximum: int) -> None:
 
 def passed_on(response: httpx.Response) -> Response:
     """Another worker's answer as ours."""
-    kept = {k: v for k, v in response.headers.items() if k.lower() in ("content-type", "retry-after")}
+    kept = {k: v for k, v in response.headers.items() if k.lower() in ("content-type", "retry-after", "x-currents-behind")}
     return Response(response.content, response.status_code, kept)
 
 

@@ -1,10 +1,8 @@
 """Producers with transactions: on a platform's topic, where they count, and on Currents' own, where nobody waits for them."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
-import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -16,13 +14,10 @@ from streams.processes.worker import running
 from streams.transport.clients import extent
 from testkit.cluster import RIGHT, Cluster
 from testkit.live import wait
+from testkit.load import event_row
 
 pytestmark = pytest.mark.kafka
 ROWS = 24  # 20 events, and a tombstone in each partition of the items
-
-
-def row(user: str, n: int = 0) -> bytes:
-    return orjson.dumps({"account": user, "item": f"i{n}", "behavior": "view", "time": time.time_ns() // 1_000_000 - 9000 + n, "id": f"{user}-{n}"})
 
 
 async def begun(cluster: Cluster, name: str) -> AIOKafkaProducer:
@@ -35,7 +30,7 @@ async def begun(cluster: Cluster, name: str) -> AIOKafkaProducer:
 
 async def rows(producer: AIOKafkaProducer, topic: str, users: list[str], partitions: int) -> None:
     for n, user in enumerate(users):
-        await producer.send_and_wait(topic, row(user, n), partition=n % partitions)
+        await producer.send_and_wait(topic, event_row(user, n), partition=n % partitions)
 
 
 def unified(cluster: Cluster) -> list[str]:
