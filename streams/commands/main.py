@@ -52,6 +52,19 @@ def _problems() -> tuple[type[Exception], ...]:
 
 
 @app.command()
+def broker(port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes a free one")] = 9092, json: Json = False) -> None:
+    """Run a Kafka broker to try things on until SIGTERM: in memory, its data end with it (extra `demo`)."""
+    import asyncio
+
+    from streams.demo.embedded_broker import until_signalled
+
+    def ready(address: str) -> None:
+        print_json({"bootstrap": address}) if json else print_line(f'{address}: a broker in memory; kafka.bootstrap = "{address}"')
+
+    asyncio.run(until_signalled(port, ready))
+
+
+@app.command()
 def worker(config: Config = None) -> None:
     """Run a worker until SIGTERM."""
     import uvloop
@@ -138,7 +151,7 @@ def topics(
 
 @app.command()
 def produce(
-    file: Annotated[str, typer.Argument(help="JSON lines; - for standard input")],
+    file: Annotated[str, typer.Argument(help="JSON lines or a JSON array, gzip or not; a folder of such files; - for standard input")],
     platform: Annotated[str, typer.Option(help="Which platform of the settings")],
     items: Annotated[bool, typer.Option("--items", help="The lines are items")] = False,
     rate: Annotated[float, typer.Option(help="Records a second; 0 = as fast as it goes")] = 0,
@@ -146,17 +159,26 @@ def produce(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Send events (or items) to a platform's topic, one JSON object a line."""
+    """Send events (or items) to a platform's topic: one JSON object a line, or the elements of an array."""
+    from streams.commands.produce import Sending
     from streams.commands.produce import produce as send
-    from streams.core.errors import InputError
+    from streams.commands.records import files_of, records
 
-    settings = load(config)
-    if file != "-" and not Path(file).is_file():
-        raise InputError(f"{file}: no such file")
-    with progress("records") as bar, sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
-        task = bar.add_task("")
-        n = send(settings, lines, platform, items, rate, raw, lambda n: bar.update(task, completed=n))
-    print_json({"sent": n}) if json else print_line(f"{n:,} records sent and acknowledged")
+    settings, sending = load(config), Sending()
+    stopped: tuple[type[BaseException], ...] = (*_problems(), KeyboardInterrupt)
+    found = records(files_of(file, platform, items), raw)
+    try:
+        with progress("records") as bar:
+            task = bar.add_task("")
+            send(settings, found, platform, items, rate, lambda n: bar.update(task, completed=n), sending)
+    except stopped as error:
+        if sending.acknowledged:
+            complain(sending.said() if isinstance(error, KeyboardInterrupt) else f"{error}; {sending.said()}")
+            raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        raise
+    print_json({"sent": sending.acknowledged}) if json else print_line(f"{sending.acknowledged:,} records sent and acknowledged")
+    for warning in sending.warnings():
+        complain(warning)
 
 
 @app.command()
@@ -167,12 +189,15 @@ def query(
     json: Json = False,
     config: Config = None,
 ) -> None:
-    """Current interests of users."""
+    """Current interests of users; exit status 1 if one of them is not known."""
     from streams.commands.profiles import profiles, show_profile
 
-    rows = profiles(load(config), url, user, vector)
+    rows, unknown = profiles(load(config), url, user, vector)
     for row in rows:
         print_json(row) if json else show(show_profile(row, out.is_terminal))
+    for name in unknown:
+        complain(f"unknown user {name!r}")
+    raise typer.Exit(bool(unknown))
 
 
 @app.command()

@@ -51,13 +51,10 @@ def health(settings: Settings, url: str | None) -> dict[str, Any]:
     return row
 
 
-def profiles(settings: Settings, url: str | None, users: list[str], vector: bool) -> list[dict[str, Any]]:
-    """Profiles of users. Raises QueryError naming one that is not known."""
+def profiles(settings: Settings, url: str | None, users: list[str], vector: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Profiles of users, and those who have none. Raises QueryError."""
     body = _call(settings, url, "POST", "/v1/profiles:batchGet", json={"user_ids": users, "vector": vector})
-    if body["unknown"]:
-        raise QueryError(f"unknown user {body['unknown'][0]!r}")
-    found: list[dict[str, Any]] = body["profiles"]
-    return found
+    return body["profiles"], body["unknown"]
 
 
 def ranking(settings: Settings, url: str | None, user: str, items: list[str], content: Path | None) -> dict[str, Any]:

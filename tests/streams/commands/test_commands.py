@@ -98,6 +98,9 @@ def test_query(currents: Currents) -> None:
     assert "Kitchen" in currents("query", "ann")
     assert len(currents.json("query", "ann", "--vector")["vector"]) == 192
     assert "unknown user 'zoe'" in currents("query", "zoe", status=1)
+    both = currents("query", "zoe", "ann", status=1)
+    assert "unknown user 'zoe'" in both
+    assert "Kitchen" in both
 
 
 def test_rank(currents: Currents, tmp_path: Path) -> None:
