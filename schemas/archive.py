@@ -1,13 +1,13 @@
-"""The event archive: the unified topic's events and items as Parquet, each record once; and how it is read.
+"""The event archive: events and items of the unified topics as Parquet files, each record once; its format and its reader.
 
 <url>/archive.json                                                                 {"format": 1, "topics": {kind: {topic, topic_id, partitions}}}
 <url>/events/day=2026-11-25/platform=shop/00003-<first offset>-<last offset>.parquet   day: UTC, of the event
 <url>/items/day=…/platform=…/…                                                       day: UTC, of the vector
 <url>/batches/events/00003-<first>-<last>.json                                       {"v": 1, "files": {path: rows}}
 
-A batch is one partition's records from the first to the last offset, in as many files as it has days and platforms. It is there once its JSON is:
-files that no batch names are leftovers of a process that died. A batch inside another is a leftover of a merge; where two overlap, the records of
-both are the same. So readers take every offset once, whatever died when.
+A batch has one partition's records from the first to the last offset, in one file per day and platform. A batch exists once its JSON exists. Files
+that no batch names are leftovers of a process that died. A batch inside another batch is a leftover of a merge. Two batches that overlap have the
+same records in the overlap. So readers return every offset once, whenever a process died.
 """
 
 import json
@@ -27,44 +27,44 @@ T = TypeVar("T")
 Kind = Literal["events", "items"]
 KINDS: tuple[Kind, ...] = ("events", "items")
 EVENT_FIELDS = Event.__struct_fields__[1:]
-EVENT_COLUMNS = tuple("platform_code" if f == "platform" else f for f in EVENT_FIELDS)  # `platform` is the folder's
+EVENT_COLUMNS = tuple("platform_code" if f == "platform" else f for f in EVENT_FIELDS)  # `platform` is a key of the folder's name
 ITEM_FIELDS = ItemVector.__struct_fields__
-CHUNK = 10_000  # rows that are Python's at once
-TRIES = 3  # a merge may take files away while they are read
+CHUNK = 10_000  # rows that are converted to Python objects at once
+TRIES = 3  # a merge may delete files during a read
 
 
 class ArchiveError(RuntimeError):
-    """An archive that cannot be read or written: says which, and why."""
+    """An archive cannot be read or written. The message has the archive and the cause."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Records of one partition, offsets `first` to `last`, both included."""
+    """Owns the description of a batch: the records of one partition with offsets `first` to `last`, both included."""
 
     partition: int
     first: int
     last: int
     files: Mapping[str, int]
-    """Path within the archive -> rows."""
+    """Path within the archive -> number of rows."""
 
     @property
     def name(self) -> str:
-        """What files and JSON are called by."""
+        """The stem of the batch's file names."""
         return f"{self.partition:05d}-{self.first:020d}-{self.last:020d}"
 
     @property
     def rows(self) -> int:
-        """Of all its files."""
+        """Number of rows in all files."""
         return sum(self.files.values())
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """Batch -> its JSON."""
+    """Batch -> bytes of its JSON file."""
     return json.dumps({"v": VERSION, "files": dict(batch.files)}).encode()
 
 
 def decode_batch(name: str, data: bytes) -> Batch:
-    """The name of a JSON without its ending, and its bytes -> Batch. Raises ArchiveError."""
+    """Stem of a JSON file's name, and the file's bytes -> Batch. Raises ArchiveError if they are no batch."""
     try:
         partition, first, last = (int(part) for part in name.split("-"))
         row = json.loads(data)
@@ -76,7 +76,7 @@ def decode_batch(name: str, data: bytes) -> Batch:
 
 
 def current(batches: Iterable[Batch]) -> list[tuple[Batch, int]]:
-    """Batches that count, in order of partition and offset, each with the offset from which on its records do."""
+    """Return the batches to read, in order of partition and offset, each with the first offset to read. They cover every offset once."""
     out, partition, covered = list[tuple[Batch, int]](), -1, -1
     for b in sorted(batches, key=lambda b: (b.partition, b.first, -b.last)):
         if b.partition != partition:
@@ -88,7 +88,7 @@ def current(batches: Iterable[Batch]) -> list[tuple[Batch, int]]:
 
 
 def spans(batches: Iterable[Batch]) -> dict[int, tuple[int, int]]:
-    """Partition -> first archived offset, and the one after the last."""
+    """Return partition -> (first archived offset, offset after the last)."""
     out = dict[int, tuple[int, int]]()
     for batch, begin in current(batches):
         out[batch.partition] = (out.get(batch.partition, (begin, 0))[0], batch.last + 1)
@@ -96,17 +96,17 @@ def spans(batches: Iterable[Batch]) -> dict[int, tuple[int, int]]:
 
 
 def ends(batches: Iterable[Batch]) -> dict[int, int]:
-    """Partition -> offset after the last one that is archived."""
+    """Return partition -> offset after the last archived one."""
     return {partition: end for partition, (_, end) in spans(batches).items()}
 
 
 def folder_of(kind: Kind, at_ms: int, platform: str) -> str:
-    """Where rows of a day and platform lie."""
+    """Return the folder of a day's and platform's rows, relative to the archive."""
     return f"{kind}/day={datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}/platform={quote(platform, safe='')}"
 
 
 def schema(kind: Kind) -> Any:
-    """pyarrow's schema of a kind's files. `partition` and `offset` of the event are its platform's, `unified_*` those of the unified topic."""
+    """Return the pyarrow schema of a kind's files. `partition`, `offset`: those of the platform topic; `unified_*`: those of the unified topic."""
     import pyarrow as pa
 
     own = [("unified_partition", pa.int32()), ("unified_offset", pa.int64()), ("unified_at_ms", pa.int64())]
@@ -118,7 +118,7 @@ def schema(kind: Kind) -> Any:
 
 
 class Archive:
-    """An archive at a folder or fsspec URL. Raises ArchiveError for one that cannot be opened."""
+    """Owns the reading of an archive at a folder or fsspec URL. Raises ArchiveError if the archive cannot be opened."""
 
     def __init__(self, url: str) -> None:
         import fsspec
@@ -130,11 +130,11 @@ class Archive:
             raise ArchiveError(f"archive {url}: {error}") from None
 
     def path(self, name: str) -> str:
-        """Of a file within the archive."""
+        """Return the full path of a file within the archive."""
         return f"{self.root}/{name}"
 
     def about(self) -> dict[str, Any] | None:
-        """archive.json, None where there is no archive yet. Raises ArchiveError for another format."""
+        """Return the content of archive.json, None if there is no archive yet. Raises ArchiveError if it is unreadable or has another format."""
         try:
             row: Any = json.loads(self.fs.cat_file(self.path(ABOUT)))
         except FileNotFoundError:
@@ -146,7 +146,7 @@ class Archive:
         return row
 
     def batches(self, kind: Kind) -> list[Batch]:
-        """Every batch that there is, leftovers of merges too."""
+        """Return every batch, leftovers of merges included."""
         self.fs.invalidate_cache()
         found = []
         for path in self.fs.find(self.path(f"{BATCHES}/{kind}")):
@@ -155,11 +155,11 @@ class Archive:
                 try:
                     found.append(decode_batch(name.removesuffix(".json"), self.fs.cat_file(path)))
                 except FileNotFoundError:
-                    continue  # merged meanwhile: the whole one is listed by whoever looks next
+                    continue  # merged meanwhile: the next listing has the merged batch
         return found
 
     def tables(self, batch: Batch, kind: Kind, begin: int = 0) -> dict[str, Any]:
-        """A batch's rows from offset `begin` on: folder -> pyarrow table."""
+        """Return folder -> pyarrow table of a batch's rows from offset `begin` on."""
         import pyarrow.compute
         from pyarrow import parquet
 
@@ -171,8 +171,11 @@ class Archive:
         return out
 
     def rows(self, kind: Kind, spans: Mapping[int, tuple[int, int]] | None = None) -> Iterator[dict[str, Any]]:
-        """Every record once, in order of partition and offset; of `spans`, partition -> (first, end) offsets, or all. Raises ArchiveError."""
-        done = dict[int, int]()  # partition -> offset after the last record that was handed out
+        """Yield every record once, in order of partition and offset. Raises ArchiveError.
+
+        `spans`: partition -> (first offset, offset after the last); None for all records.
+        """
+        done = dict[int, int]()  # partition -> offset after the last yielded record
         for attempt in range(TRIES):
             try:
                 yield from self._rows(kind, spans, done)
@@ -180,7 +183,7 @@ class Archive:
             except FileNotFoundError as error:
                 if attempt == TRIES - 1:
                     raise ArchiveError(f"archive {self.url}: a file that a batch names is missing: {error}") from None
-            except OSError as error:  # pyarrow's own are among these
+            except OSError as error:  # pyarrow's errors are OSErrors too
                 raise ArchiveError(f"archive {self.url}: {' '.join(str(error).split())}") from None
 
     def _rows(self, kind: Kind, spans: Mapping[int, tuple[int, int]] | None, done: dict[int, int]) -> Iterator[dict[str, Any]]:
@@ -196,18 +199,18 @@ class Archive:
                 done[batch.partition] = batch.last + 1
 
     def events(self, spans: Mapping[int, tuple[int, int]] | None = None) -> Iterator[Event]:
-        """As `rows`."""
+        """Yield events as `rows` does."""
         return (Event(EVENT_VERSION, *(row[name] for name in EVENT_COLUMNS)) for row in self.rows("events", spans))
 
     def items(self, spans: Mapping[int, tuple[int, int]] | None = None) -> Iterator[tuple[str, ItemVector | None]]:
-        """Item and its vector, None where it went, as `rows`."""
+        """Yield (item, vector) as `rows` does; None for the vector if the item was deleted."""
         for row in self.rows("items", spans):
             value = None if row["gone"] else ItemVector(**{name: row[name] for name in ITEM_FIELDS} | {"categories": tuple(row["categories"] or ())})
             yield row["item"], value
 
 
 def newest(rows: Iterable[tuple[Any, T | None]]) -> list[T]:
-    """(key, value) in the order of a log -> the last value of each key, where it stood; without those that went."""
+    """(key, value) pairs in log order -> the last value of each key, in the order of the last records; without keys whose last value is None."""
     last = dict[Any, T | None]()
     for key, value in rows:
         last.pop(key, None)
@@ -216,12 +219,12 @@ def newest(rows: Iterable[tuple[Any, T | None]]) -> list[T]:
 
 
 def event_row(event: Event, partition: int, offset: int, at_ms: int) -> dict[str, Any]:
-    """A row of the events' files."""
+    """Return a row of the events' files."""
     return dict(zip(EVENT_COLUMNS, (getattr(event, f) for f in EVENT_FIELDS), strict=True)) | _own(partition, offset, at_ms)
 
 
 def item_row(name: str, value: ItemVector | None, partition: int, offset: int, at_ms: int) -> dict[str, Any]:
-    """A row of the items' files; None: the item went."""
+    """Return a row of the items' files. `value` is None if the item was deleted."""
     row: dict[str, Any] = {"item": name, "gone": True}
     if value is not None:
         row = {f: getattr(value, f) for f in ITEM_FIELDS} | {"item": name, "categories": list(value.categories), "gone": False}
@@ -233,7 +236,10 @@ def _own(partition: int, offset: int, at_ms: int) -> dict[str, Any]:
 
 
 def groups(batches: Sequence[tuple[Batch, int]], target: int, fewest: int) -> list[list[tuple[Batch, int]]]:
-    """Runs of a partition's small batches that are worth merging: each at least `fewest`, together up to `target` rows, all smaller than that."""
+    """Return runs of a partition's consecutive batches to merge. All batches are smaller than `target` rows.
+
+    A run has at least `fewest` batches, and at most `target` rows in all.
+    """
     out, run, rows = list[list[tuple[Batch, int]]](), list[tuple[Batch, int]](), 0
     for found in batches:
         small = found[0].rows < target

@@ -1,6 +1,6 @@
-"""The unified event: one action of one account on one item at one time, whatever platform it came from.
+"""The unified event: one action of one account on one item at one time, from any platform.
 
-Value of `currents.events` (key = user_id): a MessagePack array, the version first. New fields go to the end; readers ignore what they do not know.
+Value of `currents.events` (key = user_id): a MessagePack array, the version first. New fields are appended; readers ignore unknown fields.
 
     [1, user_id, ts_ms, event_id, platform, behavior, item_id, account, value, dwell_s, topic, partition, offset]
 """
@@ -13,7 +13,7 @@ from msgspec import Meta
 
 VERSION = 1
 UNIFIED_EVENTS = "unified.events.msgpack"
-"""File of a log that was written down for training: values of the unified topic, one after the other."""
+"""Name of the events file in a log for training: concatenated values of the unified topic."""
 
 # The position of a behavior is its code in windows: append only.
 BEHAVIORS = (
@@ -34,7 +34,7 @@ BEHAVIORS = (
 )
 BEHAVIOR_CODE = {name: code for code, name in enumerate(BEHAVIORS)}
 MAX_TS_MS = 253_402_300_799_999  # 9999-12-31, the last instant that ISO 8601 and datetime can write
-MAX_VALUE = 3.4e38  # what fits the float32 of a window row
+MAX_VALUE = 3.4e38  # within the range of a window row's float32
 
 Id = Annotated[str, Meta(min_length=1, max_length=1024)]
 TsMs = Annotated[int, Meta(ge=0, le=MAX_TS_MS)]
@@ -42,7 +42,7 @@ Code = Annotated[int, Meta(ge=0, le=63)]
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One unified event. Times in ms since the epoch, `event_id` an unsigned 64-bit hash."""
+    """One unified event. Times are ms since the epoch; `event_id` is an unsigned 64-bit hash."""
 
     version: int
     user_id: Id
@@ -55,7 +55,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     item_id: Id
     account: Id
     value: Annotated[float, Meta(ge=-MAX_VALUE, le=MAX_VALUE)] | None = None
-    """The platform's own number: a rating, a price, a quantity."""
+    """A number that the platform gives: a rating, a price, a quantity."""
     dwell_s: Annotated[float, Meta(ge=0, le=MAX_VALUE)] | None = None
     topic: str = ""
     partition: int = -1
@@ -72,7 +72,7 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(data: bytes) -> Event:
-    """Bytes of `currents.events` -> Event. Raises ValueError on other bytes or a newer version."""
+    """Bytes of `currents.events` -> Event. Raises ValueError if the bytes are no event or have another version."""
     try:
         event = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -83,13 +83,13 @@ def decode_event(data: bytes) -> Event:
 
 
 def hash64(*parts: str) -> int:
-    """Unsigned 64-bit XXH3 of the parts, each ended by NUL so that ("ab", "c") and ("a", "bc") differ."""
+    """Return the unsigned 64-bit XXH3 hash of the parts. A NUL ends each part, so that ("ab", "c") and ("a", "bc") differ."""
     return xxhash.xxh3_64_intdigest("\0".join(parts).encode("utf-8", "surrogatepass") + b"\0")
 
 
 def canonical_user(platform: str, account: str, shared_ids: bool) -> str:
-    """The user of an account: the account itself where platforms share ids, else `platform:account`.
+    """Return the user of an account: the account itself if platforms share ids, else `platform:account`.
 
-    The one place where accounts become users; links between accounts will be looked up here.
+    No other code maps accounts to users. Links between accounts will be looked up here.
     """
     return account if shared_ids else f"{platform}:{account}"

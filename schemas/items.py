@@ -15,13 +15,13 @@ from schemas.events import hash64
 
 VERSION = 1
 UNIFIED_ITEMS = "unified.item-vectors.msgpack"
-"""File of the item vectors beside a log that was written down for training: values of their topic, one after the other."""
+"""Name of the items file in a log for training: concatenated values of the topic of item vectors."""
 MAX_TITLE = 120  # characters kept of a title: enough to read, bounded for state
 MAX_CATEGORIES = 4
 
 
 class Item(msgspec.Struct, frozen=True):
-    """What a platform says about an item."""
+    """An item's content, from its platform."""
 
     item: str
     """`platform:item_id`."""
@@ -32,7 +32,7 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class ItemVector(msgspec.Struct, frozen=True):
-    """An item as kept by every worker."""
+    """An item and its vector, as every worker stores them."""
 
     item: str
     title: str
@@ -45,17 +45,17 @@ class ItemVector(msgspec.Struct, frozen=True):
 
 
 def item_name(platform: str, item_id: str) -> str:
-    """The name of an item over all platforms."""
+    """Return the item's name, which is unique over all platforms."""
     return f"{platform}:{item_id}"
 
 
 def item_key(item: str) -> int:
-    """The 64-bit key of `platform:item_id` in windows."""
+    """Return the 64-bit key of `platform:item_id` in window rows."""
     return hash64(item)
 
 
 def content(item: Item) -> str:
-    """The text that a text tower reads."""
+    """Return the text that a text tower encodes."""
     return " ".join(part for part in (item.title, ", ".join(item.categories), item.text) if part)
 
 
@@ -75,7 +75,10 @@ def encode_item_vector(value: ItemVector) -> bytes:
 
 
 def decode_item_vector(data: bytes) -> ItemVector:
-    """Bytes of `currents.item-vectors` -> ItemVector. Raises ValueError on other bytes, another version or a vector of other length."""
+    """Bytes of `currents.item-vectors` -> ItemVector.
+
+    Raises ValueError if the bytes are no item vector, have another version or a vector of another length.
+    """
     row = unpack_map(data, VERSION, "item vector")
     try:
         value = msgspec.convert({**row, "at_ms": row.get("at")}, ItemVector)
@@ -87,7 +90,7 @@ def decode_item_vector(data: bytes) -> ItemVector:
 
 
 def unpack_map(data: bytes, version: int, what: str) -> dict[str, object]:
-    """A MessagePack map whose field "v" is `version`. Raises ValueError, naming `what`, on anything else."""
+    """Decode a MessagePack map whose field "v" is `version`. Raises ValueError, which names `what`, on any other bytes."""
     try:
         row = msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
@@ -99,5 +102,5 @@ def unpack_map(data: bytes, version: int, what: str) -> dict[str, object]:
 
 
 def clip_categories(categories: Sequence[str]) -> tuple[str, ...]:
-    """The first MAX_CATEGORIES distinct, non-empty categories."""
+    """Return the first MAX_CATEGORIES distinct, non-empty categories."""
     return tuple(dict.fromkeys(c.strip() for c in categories if c.strip()))[:MAX_CATEGORIES]

@@ -18,7 +18,7 @@ VECTOR_TYPE = "float16-le"
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """One action that stands behind an interest."""
+    """One action that supports an interest."""
 
     item: str
     title: str
@@ -41,18 +41,18 @@ class Interest(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What `currents.profiles` says of one user. Times in ms since the epoch."""
+    """One user's row of `currents.profiles`. Times are ms since the epoch."""
 
     user_id: str
     updated_at: int
     last_event_at: int
     """Time of the newest event in the window."""
     received_at: int
-    """When the newest of the events that led to this update reached Kafka."""
+    """Time at which the newest event of this update reached Kafka."""
     events: int
     """Events in the window."""
     unknown_items: int
-    """How many of them are on items whose content has not arrived yet."""
+    """Number of these events whose item has no vector yet."""
     encoder_version: str
     space_id: str
     dims: int
@@ -76,7 +76,7 @@ def unpack_vector(data: bytes) -> np.ndarray:
 _packer = msgpack.Packer(use_single_float=True)
 _HEAD = [_packer.pack(f) for f in Profile.__struct_fields__]
 _INTERESTS = _HEAD.pop()
-_V = bytes([0x80 + 2 + len(_HEAD)]) + _packer.pack("v") + _packer.pack(VERSION)  # a map's header holds its number of fields
+_V = bytes([0x80 + 2 + len(_HEAD)]) + _packer.pack("v") + _packer.pack(VERSION)  # a map's header has the number of fields
 
 
 def encode_profile(profile: Profile) -> bytes:
@@ -99,14 +99,14 @@ def pack_profiles(
     vectors: Iterable[bytes],
     interests: Iterable[bytes],
 ) -> list[bytes]:
-    """Many profiles at once, each as by `encode_profile`. (n,) of each field but `updated_at`; `made_by`: `pack_maker` of who made a vector.
+    """Encode n profiles with the same bytes as `encode_profile`. Every argument but `updated_at` has n elements.
 
-    `users` are user_ids in UTF-8, `interests` packed arrays.
+    `users`: user_ids in UTF-8. `made_by`: `pack_maker` of each vector's encoder. `vectors`: bytes of `pack_vector`. `interests`: packed arrays.
     """
     user_id, updated, last, received, count, unknown, *_ = _HEAD
     begin = _V + user_id
     sizes = list(map(len, users))
-    head = {n: begin + _packer.pack("x" * n)[: -n or None] for n in set(sizes)}  # up to the text itself
+    head = {n: begin + _packer.pack("x" * n)[: -n or None] for n in set(sizes)}  # the bytes before the user_id's text
     parts = zip(
         map(head.__getitem__, sizes), users, repeat(updated + _packer.pack(updated_at) + last), _numbers(last_event_at),
         repeat(received), _numbers(received_at), repeat(count), _numbers(events), repeat(unknown), _numbers(unknown_items),
@@ -116,15 +116,15 @@ def pack_profiles(
 
 
 def pack_maker(encoder_version: str, space_id: str, dims: int) -> bytes:
-    """The fields `encoder_version` to `vector`, up to the vector's own bytes."""
+    """Pack the fields `encoder_version` to `vector`, without the vector's own bytes."""
     vector = bytes(2 * dims)
     values = (encoder_version, space_id, dims, VECTOR_TYPE, vector)
     return b"".join(name + _packer.pack(v) for name, v in zip(_HEAD[-len(values) :], values, strict=True))[: -len(vector) or None]
 
 
 def _numbers(values: np.ndarray) -> list[bytes]:
-    """(n,) integers, packed."""
-    if len(values) and values.min() >= 1 << 32:  # times of our days: uint 64 all of them
+    """(n,) integers -> n packed integers."""
+    if len(values) and values.min() >= 1 << 32:  # present-day times in ms: all are uint 64
         packed = np.empty(len(values), [("kind", "u1"), ("value", ">u8")])
         packed["kind"], packed["value"] = 0xCF, values
         out: list[bytes] = packed.view("V9").tolist()
@@ -134,22 +134,22 @@ def _numbers(values: np.ndarray) -> list[bytes]:
 
 _FIXINT = [bytes([n]) for n in range(128)]
 _LAST, _EVENTS, _UNKNOWN, _ENCODER = (_packer.pack(name) for name in ("last_event_at", "events", "unknown_items", "encoder_version"))
-_IDS = 4400  # bytes that hold the head's first fields, the longest user_id (1024 characters) among them
+_IDS = 4400  # upper bound of the head's first fields in bytes, with the longest user_id (1024 characters)
 _USER = len(_V + _HEAD[0])  # where user_id's value begins
 
 
 def is_of(profile: bytes, last_event_at: int, events: int) -> bool:
-    """Whether a packed profile says that its window has that newest time and that many events. Decodes nothing: a restore asks for every row."""
+    """Whether a packed profile has these values of `last_event_at` and `events`. Decodes nothing, because a restore calls it for every row."""
     return profile.find(_LAST + _packer.pack(last_event_at), 0, _IDS) >= 0 and profile.find(_EVENTS + _packer.pack(events), 0, _IDS) >= 0
 
 
 def is_by(profile: bytes, encoder_version: str) -> bool:
-    """Whether a packed profile says that this encoder made it. Decodes nothing."""
+    """Whether a packed profile has this `encoder_version`. Decodes nothing."""
     return profile.find(_ENCODER + _packer.pack(encoder_version), 0, _IDS) >= 0
 
 
 def unknown_items(profile: bytes) -> int:
-    """`unknown_items` of a packed profile, nothing else decoded. The search begins after user_id, which may hold any text."""
+    """Return `unknown_items` of a packed profile without decoding the rest. The search begins after user_id, which may contain any text."""
     kind, width = profile[_USER], max(0, profile[_USER] - 0xD8)  # fixstr is a0 to bf, with its length; str8 is d9, str16 da
     length = int.from_bytes(profile[_USER + 1 : _USER + 1 + width], "big") if width else kind & 0x1F
     at = profile.index(_UNKNOWN, _USER + 1 + width + length) + len(_UNKNOWN)
@@ -157,7 +157,7 @@ def unknown_items(profile: bytes) -> int:
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What made a profile, and from what."""
+    """The fields of a profile that name its encoder and its window's newest event."""
 
     last_event_at: int
     encoder_version: str
@@ -168,18 +168,18 @@ _origin = msgspec.msgpack.Decoder(Origin).decode
 
 
 def origin(profile: bytes) -> Origin:
-    """Of a packed profile, nothing else decoded."""
+    """Decode only the fields of `Origin` of a packed profile."""
     return _origin(profile)
 
 
 def maker(profile: bytes) -> tuple[str, str]:
-    """`encoder_version` and `space_id` of a packed profile."""
+    """Return `encoder_version` and `space_id` of a packed profile."""
     made = _origin(profile)
     return made.encoder_version, made.space_id
 
 
 def by_version(profiles: Sequence[bytes]) -> dict[str, list[int]]:
-    """`encoder_version` -> places of the packed profiles that have it. Decodes one of each."""
+    """Return `encoder_version` -> indices of the packed profiles with this version. Decodes one profile per version."""
     found, left = dict[str, list[int]](), list(range(len(profiles)))
     while left:
         version = maker(profiles[left[0]])[0]
@@ -190,9 +190,9 @@ def by_version(profiles: Sequence[bytes]) -> dict[str, list[int]]:
 
 
 def unpack_profile(data: bytes) -> dict[str, Any]:
-    """The fields of a packed profile, `v` left out, none of them looked at: what an answer needs, in a third of decode_profile's time.
+    """Decode a packed profile to a dict without `v` and without validating the fields. Takes a third of `decode_profile`'s time.
 
-    Raises ValueError on other bytes or another version.
+    Raises ValueError if the bytes are no profile or have another version.
     """
     try:
         row = msgspec.msgpack.decode(data)
@@ -204,7 +204,7 @@ def unpack_profile(data: bytes) -> dict[str, Any]:
 
 
 def decode_profile(data: bytes) -> Profile:
-    """Bytes of `currents.profiles` -> Profile. Raises ValueError on other bytes, another version or a vector of other length."""
+    """Bytes of `currents.profiles` -> Profile. Raises ValueError if the bytes are no profile, have another version or a vector of another length."""
     row = unpack_map(data, VERSION, "profile")
     try:
         profile = msgspec.convert(row, Profile)

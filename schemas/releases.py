@@ -1,10 +1,10 @@
-"""A release record: which encoder a channel has, and in what state. Value of `currents.releases` (key = the channel, UTF-8): a MessagePack map.
+"""A release record: the encoder of a channel and its state. Value of `currents.releases` (key = the channel, UTF-8): a MessagePack map.
 
     {"v": 1, "version": str, "space_id": str, "bundle": str, "digest": str, "state": str, "share": float, "previous": str,
      "at": ms, "by": str, "why": str, "metrics": {str: float}}
 
-Channel `serving` is what workers publish with, `candidate` what may take its place. The newest record of a channel counts. To go back is to write an
-earlier record to `serving` again: bundles are never changed.
+Workers publish with the encoder of channel `serving`. The encoder of channel `candidate` may replace it. The newest record of a channel counts. A
+rollback writes an earlier record to `serving` again: bundles never change.
 """
 
 from dataclasses import dataclass
@@ -25,26 +25,26 @@ class Release(msgspec.Struct, frozen=True):
     """A bundle on a channel."""
 
     version: str
-    """As in the bundle's manifest; `baseline` for the day-0 encoder."""
+    """Version in the bundle's manifest; `baseline` for the day-0 encoder."""
     space_id: str
-    """Of the interest vectors. Vectors of two spaces are never compared."""
+    """Space of the interest vectors. Vectors of two spaces are never compared."""
     bundle: str
     """Folder or fsspec URL of the bundle; empty for the day-0 encoder."""
     digest: str
-    """sha256 of its manifest.json, hex; empty for the day-0 encoder."""
+    """sha256 of the bundle's manifest.json, hex; empty for the day-0 encoder."""
     state: State
     share: float
-    """Of the users that a canary encodes; 0 in shadow."""
+    """Share of users that a canary encodes, 0..1; 0 in shadow."""
     previous: str
-    """Version that was on the channel before."""
+    """Previous version on the channel."""
     at: int
-    """When it was announced, ms."""
+    """Time of the announcement, ms."""
     by: str
-    """Who or what announced it."""
+    """Person or program that announced the release."""
     why: str
-    """In words: the gate's findings, the reason for going back."""
+    """Reason in words: the gate's findings, the reason for a rollback."""
     metrics: dict[str, float] = {}
-    """What was measured: offline for a candidate, online for one that was promoted or rolled back."""
+    """Measurements: offline for a candidate, online for a promoted or rolled-back release."""
 
 
 def encode_release(release: Release) -> bytes:
@@ -53,7 +53,7 @@ def encode_release(release: Release) -> bytes:
 
 
 def decode_release(data: bytes) -> Release:
-    """Bytes of `currents.releases` -> Release. Raises ValueError on other bytes, another version, or a share that is none."""
+    """Bytes of `currents.releases` -> Release. Raises ValueError if the bytes are no release, have another version or a share outside 0..1."""
     try:
         release = msgspec.convert(unpack_map(data, VERSION, "release"), Release)
     except (TypeError, msgspec.ValidationError) as error:
@@ -65,19 +65,19 @@ def decode_release(data: bytes) -> Release:
 
 @dataclass(frozen=True)
 class Rules:
-    """When a trial ends."""
+    """Owns the bounds that end the online comparison of a candidate with the serving encoder."""
 
     alpha: float = 0.05
-    """Chance of being wrong, over the whole trial."""
+    """Probability of a wrong decision over the whole comparison."""
     tolerated: float = 0.01
-    """Hit rate that a promoted candidate may have lost at most."""
+    """Largest loss of hit rate with which a candidate may be promoted."""
     least: int = 500
-    """Events before anything is decided: the interval is asymptotic."""
+    """Minimum number of events before a decision, because the confidence interval is asymptotic."""
     most: int = 100_000
-    """Events after which a candidate that is still not known to be good enough goes."""
+    """Number of events after which an undecided candidate is rejected."""
     failures: int = 3
-    """Batches that a candidate may fail to encode before it goes."""
+    """Number of batches that a candidate may fail to encode before it is rejected."""
     later_ms: float = 100.0
-    """By how much older a candidate may make the profiles of half of all batches."""
+    """Largest median delay, over batches, that a candidate may add to the age of profiles."""
     timed: int = 10
-    """Batches on which both were timed before a candidate is promoted."""
+    """Number of batches on which both encoders must be timed before a promotion."""

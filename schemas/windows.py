@@ -1,4 +1,4 @@
-"""The window: a user's newest events, one fixed-width row each, and the fold that keeps them.
+"""The window, which holds a user's newest events in one fixed-width row each, and the fold that adds events to it.
 
     window = version byte (1) + n rows, oldest first by (ts_ms, event_id), then platform
     row    = 32 bytes, little-endian
@@ -6,16 +6,17 @@
       | ts_ms | event_id | item_key | platf. | behav. | dwell_ds | value |
         i64     u64        u64        u8       u8       u16        f32
 
-dwell_ds: tenths of a second, capped at 65534; 65535 = not known. value: NaN = not known.
+dwell_ds: tenths of a second, capped at 65534; 65535 = unknown. value: NaN = unknown.
 
-Why folding is free of order, under quotas too. Write max(e, S) for the best row of event e in a set S of rows, and T(S) for a quota's choice:
-of the events whose best row is in the quota's class, the k newest, each with its best row. The window is the union of the T(S).
-An event is never dropped from a class by a better row: its platform is part of what it is, and a strong row is better than any other.
-So for W(S) ⊆ X ⊆ S the events of T(S) are in the class in X too, with the same best rows, and nothing newer is: T(X) = T(S).
-And an event that T chooses of A ∪ B has its best row in A, say, where it is among the k newest all the more: W(A ∪ B) ⊆ W(A) ∪ W(B).
-Together: W(W(A) ∪ W(B)) = W(A ∪ B), whatever was evicted on the way. Were an event's class its greatest bytes' alone, this would not hold: with a
-place for one row overall and one a platform, an old row evicts an older one of its platform, and is then replaced by greater bytes of another
-platform; the evicted row should be back, and is gone.
+Folding does not depend on the order of the rows, with quotas too. Proof. An event may have several rows; max(e, S) is the best row of event e in a
+set S of rows. T(S) is the choice of one quota: among the events whose best row is in the quota's class, the k newest, each with its best row. The
+window W(S) is the union of T(S) over all quotas. A better row never removes an event from a class: the platform is part of the event's key, and a
+strong row is better than any other row.
+Let W(S) ⊆ X ⊆ S. The events of T(S) are in the class in X too, with the same best rows, and X has no newer ones: T(X) = T(S).
+Let T choose an event from A ∪ B. Its best row is in A, say, and the event is among the k newest of A too: W(A ∪ B) ⊆ W(A) ∪ W(B).
+Together: W(W(A) ∪ W(B)) = W(A ∪ B), whatever rows were evicted on the way.
+The proof fails if the greatest bytes alone decide an event's class. Example: one place overall and one a platform. A row evicts an older row of its
+platform. Greater bytes with another platform then replace the first row. The evicted row now belongs in the window and is lost.
 """
 
 import struct
@@ -45,9 +46,9 @@ DTYPE = np.dtype(
     ]
 )
 STRONG = frozenset(("like", "follow", "share", "comment", "save", "cart", "buy", "rate", "hide"))
-"""Behaviors that say more than a look: fixed, for what windows keep depends on it."""
-PLATFORMS = 64  # codes of platforms: schemas.events.Code
-MANY = 256  # rows that are put into a window before it is chosen from again
+"""Behaviors that show more interest than a view. The set is fixed, because the content of stored windows depends on it."""
+PLATFORMS = 64  # number of platform codes: schemas.events.Code
+MANY = 256  # rows inserted into a window before the policy is applied again
 _EVENT = struct.Struct("<qQ8xB")  # (ts_ms, event_id, platform)
 _PLATFORM, _BEHAVIOR = 24, 25
 _IS_STRONG = bytes(code < len(BEHAVIORS) and BEHAVIORS[code] in STRONG for code in range(256))
@@ -55,7 +56,7 @@ _NAN = float("nan")
 
 
 def row_of(event: Event, item: str) -> bytes:
-    """The 32 bytes of an event; `item` is its `platform:item_id`."""
+    """Return the 32-byte row of an event. `item`: the event's `platform:item_id`."""
     dwell, value = event.dwell_s, event.value
     return ROW.pack(
         event.ts_ms,
@@ -70,8 +71,8 @@ def row_of(event: Event, item: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which rows a window keeps: the newest `overall` and, whatever their age, the newest `per_platform` of each platform and the newest `strong` of
-    the behaviors STRONG. 0 is no such quota."""
+    """Owns the quotas of a window: it keeps the newest `overall` rows, the newest `per_platform` rows of each platform, and the newest `strong` rows
+    with behaviors STRONG. The last two are kept whatever their age; 0 switches the quota off."""
 
     overall: int
     per_platform: int = 0
@@ -79,15 +80,17 @@ class Policy:
 
     @property
     def most(self) -> int:
-        """Rows that a window can have."""
+        """Maximum number of rows of a window."""
         return self.overall + PLATFORMS * self.per_platform + self.strong
 
 
 def fold(window: bytes | None, rows: Iterable[bytes], policy: Policy) -> bytes:
-    """Add rows to a window and keep what the policy says. Idempotent and commutative: rows in any order, parts and number give the same bytes.
+    """Add rows to a window and keep those that the policy selects. Idempotent and commutative: the order, the batches and the repetition of rows do
+    not change the bytes.
 
-    Without quotas a row's key is (ts_ms, event_id), and of two rows of one key the one with the greater bytes stays. With quotas the platform
-    belongs to the key, and of two rows of one key a strong one stays, then the one with the greater bytes: the module says why.
+    Without quotas a row's key is (ts_ms, event_id). Of two rows with one key the row with the greater bytes stays. With quotas the platform belongs
+    to the key. Of two rows with one key a strong row stays; if both or neither are strong, the row with the greater bytes. The module docstring
+    proves that the order does not matter.
     """
     body = window[1:] if window else b""
     if policy.per_platform or policy.strong:
@@ -103,7 +106,7 @@ def fold(window: bytes | None, rows: Iterable[bytes], policy: Policy) -> bytes:
 
 
 def _insert(body: bytes, key: tuple[int, int], row: bytes, limit: int) -> bytes:
-    """Put a late or repeated row into its place, searching from the newest end."""
+    """Insert a late or repeated row at its position, searching from the newest end."""
     at = len(body)
     while at > 0:
         other = KEY.unpack_from(body, at - ROW_BYTES)
@@ -119,7 +122,7 @@ def _insert(body: bytes, key: tuple[int, int], row: bytes, limit: int) -> bytes:
 
 
 def _fold(body: bytes, rows: Iterable[bytes], policy: Policy) -> bytes:
-    """The fold under quotas: put the rows into their places, then choose, once for up to MANY rows."""
+    """Fold with quotas: insert the rows at their positions, and apply the policy once for up to MANY rows."""
     for n, row in enumerate(rows, 1):
         key = _EVENT.unpack_from(row)
         if not body or _EVENT.unpack_from(body, len(body) - ROW_BYTES) < key:
@@ -127,7 +130,7 @@ def _fold(body: bytes, rows: Iterable[bytes], policy: Policy) -> bytes:
         else:
             at = ROW_BYTES * bisect_left(range(len(body) // ROW_BYTES), key, key=lambda i: _EVENT.unpack_from(body, ROW_BYTES * i))
             end, other = at, row
-            if _EVENT.unpack_from(body, at) == key:  # there is a row at `at`: the last one is not before the key
+            if _EVENT.unpack_from(body, at) == key:  # a row exists at `at`, because the last row is not below the key
                 end, other = at + ROW_BYTES, body[at : at + ROW_BYTES]
             body = body[:at] + max(row, other, key=_better) + body[end:]
         if not n % MANY:
@@ -140,7 +143,7 @@ def _better(row: bytes) -> tuple[int, bytes]:
 
 
 def _choose(body: bytes, policy: Policy) -> bytes:
-    """Sorted rows, one a key -> those that the policy keeps. Only rows older than the newest `overall` are looked at one by one."""
+    """Sorted rows, one per key -> the rows that the policy keeps. Loops only over rows older than the newest `overall`."""
     cut = len(body) // ROW_BYTES - policy.overall
     if cut <= 0:
         return body
@@ -159,13 +162,13 @@ def _choose(body: bytes, policy: Policy) -> bytes:
 
 
 def kept(rows: np.ndarray, owner: np.ndarray, policy: Policy) -> np.ndarray:
-    """(n,) rows of DTYPE, sorted and one a key within each owner (n,) -> (n,) bool, whether the policy keeps them."""
+    """(n,) rows of DTYPE and their (n,) owners; sorted, one row per key within an owner -> (n,) bool: whether the policy keeps the row."""
     out: np.ndarray = (newer(owner) < policy.overall) | held(rows, owner, policy)
     return out
 
 
 def held(rows: np.ndarray, owner: np.ndarray, policy: Policy) -> np.ndarray:
-    """As `kept`, by the quotas alone."""
+    """As `kept`, but only for the quotas `per_platform` and `strong`."""
     owner, strong = owner.astype(np.int64), np.frombuffer(_IS_STRONG, bool)[rows["behavior"]]
     of_platform = newer(owner * 256 + rows["platform"]) < policy.per_platform
     out: np.ndarray = of_platform | (strong & (newer(owner * 2 + strong) < policy.strong))
@@ -173,28 +176,28 @@ def held(rows: np.ndarray, owner: np.ndarray, policy: Policy) -> np.ndarray:
 
 
 def newer(group: np.ndarray) -> np.ndarray:
-    """(n,) group of each row -> (n,) how many later rows are of the same group."""
+    """(n,) group of each row -> (n,) number of later rows in the same group."""
     order = np.argsort(group, kind="stable")
     grouped = group[order]
-    last = np.flatnonzero(np.append(grouped[1:] != grouped[:-1], len(group) > 0))  # of each run of one group
+    last = np.flatnonzero(np.append(grouped[1:] != grouped[:-1], len(group) > 0))  # last index of each group's run
     out = np.empty(len(group), np.int64)
     out[order] = np.repeat(last, np.diff(last, prepend=-1)) - np.arange(len(group))
     return out
 
 
 def rows_of(window: bytes) -> np.ndarray:
-    """Window -> (n,) structured array of DTYPE, oldest first. Raises ValueError on other bytes."""
+    """Window -> (n,) structured array of DTYPE, oldest row first. Raises ValueError if the bytes are no window."""
     check(window)
     return np.frombuffer(window, DTYPE, offset=1)
 
 
 def newest_ms(window: bytes) -> int:
-    """Time of the newest event of a window that has one."""
+    """Return the time of the newest event, ms. The window has at least one row."""
     return int.from_bytes(window[-ROW_BYTES : 8 - ROW_BYTES], "little", signed=True)
 
 
 def check(window: bytes) -> bytes:
-    """The window itself, or a ValueError that says what is wrong with its bytes."""
+    """Return the window unchanged. Raises ValueError, which says what is wrong, if the bytes are no window."""
     if window[:1] != VERSION:
         raise ValueError(f"window of version {window[:1].hex() or 'nothing'}, this release reads {VERSION.hex()}")
     if (len(window) - 1) % ROW_BYTES:

@@ -1,4 +1,4 @@
-"""How good the live vectors are on what just happened: everybody's newest item, ranked by what was known before it."""
+"""Hit rate of live vectors: the item of each user's newest event, ranked by the vector of the events before it."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ FIRST = 10
 
 
 def hits(encoder: Encoder, table: ItemTable, platform: np.ndarray, windows: Sequence[bytes]) -> np.ndarray:
-    """(B,) whether the item of each window's newest event is among the FIRST that the events before it rank highest.
+    """(B,) bool: whether the vector of the earlier events ranks the newest event's item among the FIRST.
 
-    platform (N,): code of the platform of each row of the table, 0 for none. Ranked are all items of the newest event's platform but those of the
-    events before it; ties keep the order of the table, so that a vector of zeros is no hit. Windows are of at least two events, the newest of them on
-    a known item.
+    platform (N,): platform code of each row of the table, 0 for none. The ranking has all items of the newest event's platform except the items of
+    the earlier events. Ties keep the order of the table, so a zero vector is no hit. Each window has at least two events, and the item of the newest
+    event is known.
     """
     users = encoder.encode(featurize([w[:-ROW_BYTES] for w in windows], table, encoder.max_len), table)
     items = encoder.project(table.vectors[: table.size], table.keys[: table.size])
@@ -32,6 +32,6 @@ def hits(encoder: Encoder, table: ItemTable, platform: np.ndarray, windows: Sequ
 
 
 def comparable(table: ItemTable, windows: Sequence[bytes], most: int) -> list[bytes]:
-    """Up to `most` of the windows that `hits` can take, spread evenly."""
+    """Return up to `most` of the windows that `hits` accepts, spread evenly over the input."""
     good = [w for w in windows if len(w) > 2 * ROW_BYTES and table.index(rows_of(w)["item_key"][-1:])[0] != UNKNOWN]
     return [good[i] for i in np.linspace(0, len(good) - 1, min(most, len(good))).astype(int)]

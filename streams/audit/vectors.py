@@ -1,7 +1,7 @@
-"""The check of what was ever published: every vector of the profile changelog against the encoder that it names.
+"""Compares every vector that was published to the profile changelog with the vector of the encoder that the row names.
 
-A row says how many events its window had and how many of them were on items that were not known yet. Which window and which items that were is
-found out: a user's windows form a chain, items came in an order. Where many items were unknown, several windows may do.
+A row stores the number of events in its window and the number of events on items that were unknown then, but not which window and which items. The
+check searches for them: a user's windows form a chain, and items became known in an order. Several windows may fit if many items were unknown.
 """
 
 import itertools
@@ -18,35 +18,35 @@ from schemas.items import decode_item_vector, item_key, item_name
 from schemas.profiles import decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, fold, row_of
 
-AT_ONCE = 512  # rows that are encoded at once
-MORE = 64  # guesses of a row that are tried at once where the likeliest were none
-NEAR = 2e-3  # two float16 of a vector's entry, and sums in another order
-LOOKED = 1000  # sets of items that may have been unknown, at most, for one window
-SHOWN = 50  # wrong rows that are told in words
+BATCH = 512  # rows per call of an encoder
+GUESSES = 64  # guesses of one row in a batch, at most, once the likeliest ones failed
+TOLERANCE = 2e-3  # difference of two entries that float16 rounding and another order of summation explain
+MAX_SETS = 1000  # sets of possibly unknown items that are tried for one window
+MAX_EXAMPLES = 50  # wrong rows that the result describes
 Maker = tuple[str, str]
 """encoder_version and space_id."""
 
 
 class Vectors(NamedTuple):
-    """What the rows of a profile changelog came to."""
+    """Owns the result of a check: counts over the rows of a profile changelog."""
 
     rows: int
     unknown_releases: int
-    """Rows that name a release which there was not."""
+    """Rows that name a release that is not among the given encoders."""
     wrong: int
-    """Rows whose vector is not what the release that they name makes of any window that the user had with as many events and that newest one."""
+    """Rows whose vector the named release does not make of any window of the user with that number of events and that newest event."""
     untold: int
-    """Rows whose vector no release makes of a window some of whose items came later: which were known was not found out. They count as no other."""
+    """Undecided rows: some items of the window became known later, and no tried set of unknown items reproduces the vector. Counted nowhere else."""
     mixed_space_pairs: int
-    """Pairs of rows of one `space_id` whose vectors are not comparable, for they were made by releases of different spaces, or by none."""
+    """Pairs of rows with one `space_id` whose vectors are not comparable, because releases of different spaces made them, or no known release."""
     releases: dict[Maker, int]
-    """How many rows name each."""
+    """Release -> number of rows that name it."""
     examples: list[str]
-    """The first SHOWN wrong rows, each in words: where it stands in the changelog, and what is wrong with it."""
+    """Descriptions of the first MAX_EXAMPLES wrong rows: position in the changelog, and the fault."""
 
 
 class _Published(NamedTuple):
-    """A row of the changelog, and which windows it may have been made of: where there are several, one of them must do."""
+    """Owns a row of the changelog and its candidate windows. The row is right if one of the windows reproduces its vector."""
 
     maker: Maker
     vector: np.ndarray
@@ -56,7 +56,7 @@ class _Published(NamedTuple):
 
 
 class _Items(NamedTuple):
-    """All items, and when each came: (N,) by row of the table."""
+    """Owns all items, and the order in which they became known: (N,) arrays by row of the table."""
 
     table: ItemTable
     came: np.ndarray
@@ -72,13 +72,14 @@ def check_vectors(
     policy: Policy,
     least_cosine: float = 0.9,
 ) -> Vectors:
-    """Every record of the profile changelog against the releases that there were: `encoders`, loaded for this alone.
+    """Check every record of the profile changelog against `encoders`, the releases that existed. Load the encoders for this check only.
 
-    Records are in order within their partitions. A user's windows are the folds of the first so many of their events in `log`, the records of the
-    unified topic: whatever was replayed or repaired, it was one of these. `items`: records of the item vectors; where an item's content changed, its
-    last vector counts. Releases of one space are comparable where the same items have a mean cosine of at least `least_cosine`.
+    Records are in offset order within their partitions. `log` has the records of the unified topic. A user's possible windows are the folds of the
+    first n of the user's events, for every n; replays and repairs lead to one of these too. `items` has the records of the item vectors; if an item's
+    content changed, its last vector counts. Two releases of one space are comparable if their vectors of the same items have a mean cosine of at
+    least `least_cosine`.
     """
-    known, of = {(e.version, e.space_id): e for e in encoders}, _by_user(profiles)
+    known, of = {(e.version, e.space_id): e for e in encoders}, _group_by_user(profiles)
     kept = _items(items)
     rows: Counter[Maker] = Counter()
     made: Counter[tuple[str, Maker | None]] = Counter()
@@ -87,26 +88,26 @@ def check_vectors(
     for batch in _batches(of, _events(log, names, of), policy):
         rows.update(r.maker for r in batch)
         unknown += sum(r.maker not in known for r in batch)
-        for row, maker in zip(batch, _makers(batch, known, kept, policy), strict=True):
-            if maker is None and row.maker in known and any(_left(row, w, kept)[1] > 0 for w in row.windows):
+        for row, maker in zip(batch, _find_makers(batch, known, kept, policy), strict=True):
+            if maker is None and row.maker in known and any(_late_events(row, w, kept)[1] > 0 for w in row.windows):
                 untold += 1
             else:
                 made[row.maker[1], maker] += 1
                 if row.maker in known and maker != row.maker:
                     wrong += 1
-                    if wrong <= SHOWN:
-                        examples.append(_words(row, maker, kept))
-    return Vectors(rows.total(), unknown, wrong, untold, _mixed(made, known, kept.table, least_cosine), dict(rows), examples)
+                    if wrong <= MAX_EXAMPLES:
+                        examples.append(_describe(row, maker, kept))
+    return Vectors(rows.total(), unknown, wrong, untold, _mixed_space_pairs(made, known, kept.table, least_cosine), dict(rows), examples)
 
 
-def _words(row: _Published, maker: Maker | None, items: _Items) -> str:
-    """What is wrong with a row."""
+def _describe(row: _Published, maker: Maker | None, items: _Items) -> str:
+    """Describe the fault of a row."""
     if maker is not None:
         why = f"{maker[0]} of {maker[1]} made it"
     elif not row.windows:
         why = "the user never had such a window"
     else:
-        left = [_left(row, w, items)[1] for w in row.windows]
+        left = [_late_events(row, w, items)[1] for w in row.windows]
         why = f"no release made it; of the items of such windows {left} came later"
     r, p = row.record, decode_profile(row.record.value)
     return (
@@ -115,7 +116,7 @@ def _words(row: _Published, maker: Maker | None, items: _Items) -> str:
     )
 
 
-def _by_user(profiles: Iterable[Any]) -> dict[bytes, list[Any]]:
+def _group_by_user(profiles: Iterable[Any]) -> dict[bytes, list[Any]]:
     found: dict[bytes, list[Any]] = defaultdict(list)
     for record in profiles:
         if record.value is not None:
@@ -124,7 +125,7 @@ def _by_user(profiles: Iterable[Any]) -> dict[bytes, list[Any]]:
 
 
 def _events(log: Iterable[Any], names: Mapping[int, str], users: Mapping[bytes, Any]) -> dict[bytes, list[bytes]]:
-    """Users' window rows in the order of the log."""
+    """Return user -> window rows in the order of the log."""
     found: dict[bytes, list[bytes]] = defaultdict(list)
     for record in log:
         if record.key in users:
@@ -147,7 +148,7 @@ def _items(records: Iterable[Any]) -> _Items:
 
 
 def _batches(profiles: Mapping[bytes, Sequence[Any]], events: Mapping[bytes, list[bytes]], policy: Policy) -> Iterator[list[_Published]]:
-    """All rows, a few users at once: windows of all times take much room."""
+    """Yield all rows in batches of some users, because a user's windows of all times need much memory."""
     batch: list[_Published] = []
     for user, records in profiles.items():
         decoded = [decode_profile(r.value) for r in records]
@@ -155,7 +156,7 @@ def _batches(profiles: Mapping[bytes, Sequence[Any]], events: Mapping[bytes, lis
         for p, record in zip(decoded, records, strict=True):
             maker, vector = (p.encoder_version, p.space_id), unpack_vector(p.vector)
             batch.append(_Published(maker, vector, p.unknown_items, windows.get((p.last_event_at, p.events), ()), record))
-        if len(batch) >= AT_ONCE:
+        if len(batch) >= BATCH:
             yield batch
             batch = []
     if batch:
@@ -163,7 +164,7 @@ def _batches(profiles: Mapping[bytes, Sequence[Any]], events: Mapping[bytes, lis
 
 
 def _windows(rows: Iterable[bytes], wanted: set[tuple[int, int]], policy: Policy) -> dict[tuple[int, int], list[bytes]]:
-    """(time of the newest event, number of events), `wanted` ones -> the windows that a user had."""
+    """Return the user's windows whose key (time of the newest event, number of events) is in `wanted`, by this key."""
     window, found = None, dict[tuple[int, int], list[bytes]]()
     for row in rows:
         before, window = window, fold(window, [row], policy)
@@ -175,22 +176,22 @@ def _windows(rows: Iterable[bytes], wanted: set[tuple[int, int]], policy: Policy
     return found
 
 
-def _makers(rows: Sequence[_Published], known: Mapping[Maker, Encoder], items: _Items, policy: Policy) -> list[Maker | None]:
-    """Who made each row's vector: the release that it names, or else another one; None where nobody did."""
+def _find_makers(rows: Sequence[_Published], known: Mapping[Maker, Encoder], items: _Items, policy: Policy) -> list[Maker | None]:
+    """Return the release that made each row's vector: the named release if it fits, else another one, else None."""
     found: list[Maker | None] = [None] * len(rows)
     for maker, encoder in known.items():
         mine = [n for n, r in enumerate(rows) if r.maker == maker]
-        for n, right in zip(mine, _is_by(encoder, [rows[n] for n in mine], items, policy), strict=True):
+        for n, right in zip(mine, _made_by(encoder, [rows[n] for n in mine], items, policy), strict=True):
             found[n] = maker if right else None
     for maker, encoder in known.items():
         left = [n for n, by in enumerate(found) if by is None and rows[n].maker != maker]
-        for n, right in zip(left, _is_by(encoder, [rows[n] for n in left], items, policy), strict=True):
+        for n, right in zip(left, _made_by(encoder, [rows[n] for n in left], items, policy), strict=True):
             found[n] = maker if right else None
     return found
 
 
-def _is_by(encoder: Encoder, rows: Sequence[_Published], items: _Items, policy: Policy) -> list[bool]:
-    """Whether an encoder makes each row's vector of one of its windows, some of their items perhaps not known yet."""
+def _made_by(encoder: Encoder, rows: Sequence[_Published], items: _Items, policy: Policy) -> list[bool]:
+    """Return for each row whether the encoder reproduces its vector from one of its windows and one guess of the unknown items."""
     is_by = [False] * len(rows)
     guesses = {n: _guesses(r, items) for n, r in enumerate(rows) if len(r.vector) == encoder.dims}
     more = 1
@@ -201,18 +202,18 @@ def _is_by(encoder: Encoder, rows: Sequence[_Published], items: _Items, policy: 
                 features.items[n, np.isin(features.items[n], hidden)] = UNKNOWN
         made = encoder.encode(fitted(features, encoder.max_len, policy), items.table)
         for (n, _), vector in zip(tried, made, strict=True):
-            is_by[n] |= bool(np.abs(vector - rows[n].vector).max() < NEAR)
-        guesses, more = {n: guesses[n] for n, _ in tried if not is_by[n]}, min(4 * more, MORE)
+            is_by[n] |= bool(np.abs(vector - rows[n].vector).max() < TOLERANCE)
+        guesses, more = {n: guesses[n] for n, _ in tried if not is_by[n]}, min(4 * more, GUESSES)
     return is_by
 
 
 def _guesses(row: _Published, items: _Items) -> Iterator[tuple[bytes, list[int]]]:
-    """Windows, and which of the items in them, by row of the table, the worker may not have known, so that as many events are on unknown ones.
+    """Yield windows with a set of items (table rows) that the worker may not have known. Each set explains the row's count of unknown items.
 
-    Items of one partition became known in its order, those of several nearly in the order of time: what is nearest to that comes first.
+    Items of one partition became known in its order, items of several partitions nearly in the order of time. Sets nearest to this order come first.
     """
     for window in row.windows:
-        at, left = _left(row, window, items)
+        at, left = _late_events(row, window, items)
         if left <= 0:
             if not left:
                 yield window, []
@@ -222,21 +223,21 @@ def _guesses(row: _Published, items: _Items) -> Iterator[tuple[bytes, list[int]]
         parts: dict[int, list[int]] = defaultdict(list)
         for r in newest:
             parts[int(items.partition[r])].append(r)
-        behind = itertools.accumulate((counts[r] for r in newest), initial=0)  # events on items newer than each
+        behind = itertools.accumulate((counts[r] for r in newest), initial=0)  # for each item: events on newer items
         late = Counter(int(items.partition[r]) for r, n in zip(newest, behind, strict=False) if n < left)
-        yield from ((window, hidden) for hidden in _near([late[p] for p in parts], list(parts.values()), counts, left))
+        yield from ((window, hidden) for hidden in _nearest_sets([late[p] for p in parts], list(parts.values()), counts, left))
 
 
-def _left(row: _Published, window: bytes, items: _Items) -> tuple[np.ndarray, int]:
-    """Table rows of a window's items, and how many of its events were on items that were not known when the profile was made, but came."""
+def _late_events(row: _Published, window: bytes, items: _Items) -> tuple[np.ndarray, int]:
+    """Return the table rows of a window's items, and the number of its events on items that became known only after the profile was made."""
     at = items.table.index(np.frombuffer(window, DTYPE, offset=1)["item_key"])
     return at, row.unknown_items - int((at == UNKNOWN).sum())
 
 
-def _near(start: Sequence[int], parts: Sequence[Sequence[int]], counts: Mapping[int, int], left: int) -> Iterator[list[int]]:
-    """The first so many items of each part, so that they have `left` events: those sets first that differ least from `start` of each."""
+def _nearest_sets(start: Sequence[int], parts: Sequence[Sequence[int]], counts: Mapping[int, int], left: int) -> Iterator[list[int]]:
+    """Yield sets of items that have `left` events together. A set has the first n items of each part; sets with n nearest to `start` come first."""
     queue, seen = deque([tuple(start)]), {tuple(start)}
-    while queue and len(seen) < LOOKED:
+    while queue and len(seen) < MAX_SETS:
         lengths = queue.popleft()
         chosen = [item for part, n in zip(parts, lengths, strict=True) for item in part[:n]]
         if sum(counts[item] for item in chosen) == left:
@@ -248,8 +249,8 @@ def _near(start: Sequence[int], parts: Sequence[Sequence[int]], counts: Mapping[
                 queue.append(other)
 
 
-def _mixed(made: Mapping[tuple[str, Maker | None], int], known: Mapping[Maker, Encoder], table: ItemTable, least_cosine: float) -> int:
-    """`made`: space that rows name, and who really made them -> how many. Returns how many pairs of one space are not comparable."""
+def _mixed_space_pairs(made: Mapping[tuple[str, Maker | None], int], known: Mapping[Maker, Encoder], table: ItemTable, least_cosine: float) -> int:
+    """`made`: (space that rows name, release that made them) -> number of rows. Returns the number of pairs of one space that are not comparable."""
 
     def comparable(a: Maker | None, b: Maker | None) -> bool:
         if a is None or b is None or a[1] != b[1] or known[a].dims != known[b].dims:

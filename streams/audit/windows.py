@@ -1,4 +1,4 @@
-"""The check that Currents makes of itself: stored windows against the offline fold of the whole log."""
+"""Compares stored windows with an offline fold of the whole log."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,16 @@ from schemas.windows import STRONG, VERSION, Policy, row_of
 
 
 def latest(records: Iterable[Any]) -> dict[bytes, bytes]:
-    """What a compacted topic says: the last value of each key, without the erased."""
+    """Return the state of a compacted topic: the last value of each key, without keys whose last value is null."""
     rows = {r.key: r.value for r in records}
     return {k: v for k, v in rows.items() if v is not None}
 
 
 def offline_windows(log: Iterable[Any], names: Mapping[int, str], policy: Policy) -> tuple[dict[bytes, bytes], int]:
-    """Windows as sorting the whole log gives them, and how many events of the log were duplicates. Written apart from the fold on purpose."""
+    """Compute each user's window by sorting the whole log. Returns the windows, and the number of duplicate events in the log.
+
+    The code shares nothing with `schemas.windows.fold`, so that an error in the fold shows.
+    """
     quotas = policy.per_platform > 0 or policy.strong > 0
     rows: dict[bytes, dict[_Key, _Row]] = defaultdict(dict)
     duplicates = 0
@@ -38,7 +41,7 @@ _Row = tuple[bool, bytes]
 
 
 def _kept(rows: Mapping[_Key, _Row], policy: Policy) -> list[_Key]:
-    """The newest of all, of each platform, and of the strong rows; oldest first."""
+    """Return the keys of rows that the policy keeps, oldest first: the newest rows overall, of each platform, and with strong behaviors."""
     newest = sorted(rows, reverse=True)
     kept = set(newest[: policy.overall])
     for code in {platform for _, _, platform in newest}:
@@ -48,5 +51,5 @@ def _kept(rows: Mapping[_Key, _Row], policy: Policy) -> list[_Key]:
 
 
 def wrong(expected: Mapping[bytes, bytes], found: Mapping[bytes, bytes]) -> int:
-    """Users whose window is missing, other, or should not be."""
+    """Number of users whose window is missing, different or unexpected."""
     return sum(expected.get(u) != found.get(u) for u in expected.keys() | found.keys())

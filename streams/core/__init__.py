@@ -1,1 +1,1 @@
-"""What every process has: settings, tasks, signals, the clock, errors."""
+"""Shared by every process: settings, tasks, signals, the clock, errors."""

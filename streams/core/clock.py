@@ -7,5 +7,5 @@ from streams.core import fault_points as faults
 
 @faults.movable
 def now_ms() -> int:
-    """The wall clock, ms since the epoch."""
+    """Return the wall-clock time, ms since the epoch."""
     return time.time_ns() // 1_000_000

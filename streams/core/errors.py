@@ -1,21 +1,21 @@
-"""Errors that a user can mend: each says what is wrong, where, and what to do. The command line prints them in one line."""
+"""Errors that a user can fix. Each message says what is wrong, where, and what to do. The command line prints a message as one line."""
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used: says key, value and what was expected."""
+    """A setting is invalid. The message has the key, the value and the expected value."""
 
 
 class BrokerError(RuntimeError):
-    """The brokers cannot be reached or refuse: says which, and what to do."""
+    """The brokers cannot be reached, or refuse a request. The message has their addresses and what to do."""
 
 
 class StorageError(RuntimeError):
-    """A data folder that cannot be used: says which, why and what to do."""
+    """A data folder cannot be used. The message has the folder, the cause and what to do."""
 
 
 class DamagedError(StorageError):
-    """A RocksDB whose files are not what was written to them."""
+    """The files of a RocksDB database are damaged."""
 
 
 class InputError(ValueError):
-    """A user's file or argument that cannot be used: says where."""
+    """A user's file or argument is invalid. The message says where."""

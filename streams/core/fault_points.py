@@ -1,10 +1,10 @@
-"""Fault points: named places where the chaos suite makes a worker die or stand still, and a wall clock that it moves.
+"""Fault points: named places in the code where the chaos suite kills or stops a worker, and a wall clock that the suite can shift.
 
-Nothing, and at no cost, unless the process was started with $STREAMS_FAULTS, a folder in which files say what is to happen:
+Fault points do nothing and cost nothing unless the environment variable $STREAMS_FAULTS names a folder at the start. The files in it are:
 
-    <point>        "kill", "term" or "stop" and a number: the signal that the process sends itself there, after passing that often
-    <point>.hit    the same file, once it happened
-    clock          milliseconds by which the wall clock is off
+    <point>        "kill", "term" or "stop", and a number n: the process sends itself this signal at the point after passing it n times
+    <point>.hit    the same file, renamed when the signal was sent
+    clock          offset of the wall clock, ms
 """
 
 import os
@@ -39,11 +39,11 @@ def _reach(name: str) -> None:
 
 
 point: Callable[[str], None] = _reach if _folder else _nothing
-"""A place that a worker passes, one of POINTS."""
+"""Marks a fault point. The argument is one of POINTS."""
 
 
 def movable(clock: Callable[[], int]) -> Callable[[], int]:
-    """A clock in ms; the same one, unless faults are on."""
+    """Wrap a clock in ms with the offset from the file `clock`. Returns the clock unchanged if faults are off."""
     if not _folder:
         return clock
 

@@ -1,14 +1,14 @@
-"""Data as a terminal may show it: what would move its cursor, change its colors or its title is shown escaped."""
+"""Escapes data for a terminal, so that the data cannot move the cursor or change colors or the title."""
 
 import unicodedata
 
 ESCAPED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-"""Unicode categories: controls, formats such as those that turn the writing direction, lone surrogates, line and paragraph separators."""
-JOINERS = "\u200c\u200d"  # in ordinary Persian words and in emoji
+"""Unicode categories: control characters, format characters such as direction overrides, lone surrogates, line and paragraph separators."""
+JOINERS = "\u200c\u200d"  # not escaped: ordinary Persian words and emoji have them
 
 
 def printable(text: object) -> str:
-    r"""Text, or bytes as UTF-8, on one line: control characters as `\x1b`, `\n`, `\u202e`; everything else as it is."""
+    r"""Return text, or bytes decoded as UTF-8, as one line. Characters of the categories ESCAPED become `\x1b`, `\n`, `\u202e`; others stay."""
     shown = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
     if shown.isprintable():
         return shown

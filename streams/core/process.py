@@ -1,4 +1,4 @@
-"""What a worker makes sure of before it joins the group: topics, data folder, address."""
+"""Set-up of a process: threads, garbage collection, the lock of its data folder, its listening socket."""
 
 import asyncio
 import contextlib
@@ -16,19 +16,19 @@ from threadpoolctl import threadpool_limits
 from streams.core.errors import SettingsError, StorageError
 
 log = logging.getLogger("currents.worker")
-SWITCH_S = 0.0005  # a thread that folds or encodes gives the event loop its turn after this; Python's 5 ms are paid at each of its wakings
+SWITCH_S = 0.0005  # a folding or encoding thread yields the GIL to the event loop after this time; Python's default, 5 ms, delays each wake-up
 READY_S = 0.1
-COLLECT = (20_000, 20, 50)  # a lot makes thousands of objects that live no longer than it; Python's (700, 10, 10) looks through them all the while
+COLLECT = (20_000, 20, 50)  # a batch makes thousands of short-lived objects; Python's default, (700, 10, 10), scans them too often
 
 
 def one_thread() -> None:
-    """numpy's products on one thread: the others of OpenBLAS spin for tens of ms after each, which doubled what a worker's events cost."""
+    """Limit numpy's matrix products to one thread. Other OpenBLAS threads spin for tens of ms after each product, which doubled an event's cost."""
     threadpool_limits(1, "blas")
 
 
 @contextlib.contextmanager
 def tuned() -> Iterator[None]:
-    """Thread switches and garbage collection as a process wants them that answers while it computes; as they were afterwards."""
+    """Set the thread switch interval and the garbage collector for a process that answers requests while it computes. Restores both at the end."""
     before, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*COLLECT)
@@ -41,8 +41,7 @@ def tuned() -> Iterator[None]:
 
 
 async def frozen(ready: Callable[[], bool]) -> None:
-    """Once a tuned process is ready, what it has loaded is not looked through by the collector any more: that would hold everything up for tens of
-    ms."""
+    """Wait until a tuned process is ready, then exclude its objects from garbage collection. Scanning them stops the process for tens of ms."""
     while not ready():
         await asyncio.sleep(READY_S)
     gc.collect()
@@ -50,9 +49,9 @@ async def frozen(ready: Callable[[], bool]) -> None:
 
 
 def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> TextIO:
-    """Hold a folder, which is set as `key`, for this process until the file is closed.
+    """Lock a folder for this process until the returned file is closed. `key`: the setting that names the folder, for the error message.
 
-    Raises StorageError when another process has it, or it cannot be written.
+    Raises StorageError if another process holds the folder, or if the folder is not writable.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,7 @@ def claim(folder: Path, key: str = "worker.data_dir", who: str = "worker") -> Te
 
 
 def listen(host: str, port: int, key: str = "query.port") -> socket.socket:
-    """A listening socket; the port is that of the setting `key`. Raises SettingsError for an address that is taken or not here."""
+    """Return a listening socket. `key`: the setting of the port. Raises SettingsError if the address is in use or not local."""
     try:
         return socket.create_server((host, port), backlog=1024)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tasks of a process, and when it ends: at a signal, or when one of them fails."""
+"""Tasks of a process. The process ends at a signal or when a task fails."""
 
 import asyncio
 import signal
@@ -8,14 +8,14 @@ from streams.core.cancel import end
 
 
 class Tasks:
-    """Started tasks, and `failed`, which holds the first one's exception."""
+    """Owns the tasks of a process, and the future `failed`, which holds the first failure."""
 
     def __init__(self) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started: list[asyncio.Task[Any]] = []
 
     def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
-        """A task whose failure is that of the process."""
+        """Start a task. If the task fails, the process fails."""
         task = asyncio.get_running_loop().create_task(coroutine)
 
         def done(task: "asyncio.Task[Any]") -> None:
@@ -27,17 +27,17 @@ class Tasks:
         return task
 
     def fail(self, error: BaseException) -> None:
-        """The process ends, for this reason if there is no earlier one."""
+        """Fail the process with this error, unless it has already failed."""
         if not self.failed.done():
             self.failed.set_exception(error)
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait for it."""
+        """Cancel the running tasks and wait until they have ended."""
         await end(self._started)
 
 
 def signalled() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set from now on: also while a process still starts."""
+    """Return an event that SIGTERM and SIGINT set from now on. Call it before the start-up, so that a signal during it counts."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -45,7 +45,7 @@ def signalled() -> asyncio.Event:
 
 
 async def until(stop: asyncio.Event, failed: "asyncio.Future[None]") -> None:
-    """Wait for the event. Raises what is in `failed` where that comes first."""
+    """Wait for the event. Raises the exception of `failed` if that comes first."""
     failed.add_done_callback(lambda _: stop.set())
     await stop.wait()
     if failed.done():

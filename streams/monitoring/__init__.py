@@ -1,1 +1,1 @@
-"""What is counted, logged and alarmed."""
+"""Metrics, logs and drift alarms."""

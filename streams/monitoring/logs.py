@@ -1,18 +1,19 @@
-"""The process's log lines: our own at the level asked for, the libraries' errors, and no line over and over."""
+"""Logging of a process: Currents' lines at the configured level, errors of libraries, with repeated lines held back."""
 
 import logging
 import time
 from collections.abc import Callable
 
 QUIET_S = 30.0
-"""How long a line from one place in the code stays silent after it was logged."""
+"""Seconds for which a line from one place in the code is held back after it was logged."""
 LIBRARIES = ("faust", "mode", "aiokafka", "kafka")
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets a library's line through once in QUIET_S, with how often it was held back: a lost broker is told hundreds of times a second.
+    """Owns the record of when each library line was last logged, and passes each line once in QUIET_S with the number of lines held back.
 
-    A connection's error is told by its name: where in the library it was met says nothing to who reads the log.
+    Without the filter a lost broker fills the log with hundreds of lines a second. A connection error is logged by name and message without a
+    traceback, because the place in the library says nothing to an operator.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -21,7 +22,7 @@ class OnceInAWhile(logging.Filter):
         self._seen: dict[tuple[str, int], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log; ours always."""
+        """Whether to log the record; always True for Currents' own records."""
         if record.name.startswith("currents"):
             return True
         place, now = (record.pathname, record.lineno), self._clock()
@@ -41,7 +42,7 @@ class OnceInAWhile(logging.Filter):
 
 
 def set_up_logging(level: str) -> None:
-    """Our own lines at `level`, the libraries' errors once in a while; everything when debugging."""
+    """Log Currents' lines at `level` and errors of libraries through `OnceInAWhile`. The level `debug` logs everything."""
     logging.basicConfig(level=logging.DEBUG if level == "debug" else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("currents").setLevel(level.upper())
     if level == "debug":
@@ -50,4 +51,4 @@ def set_up_logging(level: str) -> None:
         handler.addFilter(OnceInAWhile())
     for noisy in LIBRARIES:
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("streams").setLevel(logging.CRITICAL)  # Faust's own, by the name of our module: a crash is told once, at the end
+    logging.getLogger("streams").setLevel(logging.CRITICAL)  # Faust logs under this name; the command line reports a crash once

@@ -1,4 +1,4 @@
-"""What workers and read replicas count, for Prometheus."""
+"""Prometheus metrics of workers and read replicas."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,12 +8,12 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 AGE_BUCKETS_MS = (10, 25, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2500, 5000, 10_000, 30_000, 60_000, 600_000)
-RECENT = 100_000  # ages kept for percentiles
+RECENT = 100_000  # newest ages that percentiles use
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Ages:
-    """Counts of ages. Takes a whole batch at once, which Histogram cannot."""
+    """Owns the bucket counts of ages. Counts a whole batch per call, which prometheus_client's Histogram cannot."""
 
     def __init__(self) -> None:
         self._edges = np.array(AGE_BUCKETS_MS, float)
@@ -26,13 +26,13 @@ class Ages:
         self._sum += float(ages_ms.sum())
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        """As one cumulative histogram, in seconds as Prometheus wants it."""
+        """Add the counts to a family as one cumulative histogram, in seconds."""
         bounds = [*(f"{e / 1000:g}" for e in self._edges), "+Inf"]
         family.add_metric(labels, list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True)), self._sum / 1000)
 
 
 class AgeHistogram(Ages, Collector):
-    """Event→profile age, with percentiles of the last ones."""
+    """Owns the event→profile ages: a histogram, and percentiles of the newest ages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,35 +47,35 @@ class AgeHistogram(Ages, Collector):
         self._seen += len(kept)
 
     def forget(self) -> None:
-        """Begin percentiles anew."""
+        """Drop the ages that percentiles use."""
         self._seen = 0
 
     def percentiles(self, *wanted: float) -> list[float]:
-        """Percentiles of the last RECENT ages, ms; zeros before the first."""
+        """Return percentiles of the last RECENT ages, ms; zeros if there is no age yet."""
         known = self._recent[: min(self._seen, RECENT)]
         return np.percentile(known, wanted).tolist() if known.size else [0.0] * len(wanted)
 
     def collect(self) -> Iterator[Metric]:
-        """One histogram."""
+        """Yield the histogram."""
         family = HistogramMetricFamily("currents_event_age_seconds", "From an event's arrival in Kafka to its acknowledged profile")
         self.add_to(family, [])
         yield family
 
-    describe = collect  # its names, for Registry.value
+    describe = collect  # Registry.value finds the metric by its names
 
 
 class VersionAges(Collector):
-    """Ages of profiles by the encoder that made them."""
+    """Owns the profile ages of each encoder version."""
 
     def __init__(self) -> None:
         self._ages: dict[str, Ages] = {}
 
     def __call__(self, version: str) -> Ages:
-        """Those of one encoder."""
+        """Return the ages of an encoder version."""
         return self._ages.setdefault(version, Ages())
 
     def collect(self) -> Iterator[Metric]:
-        """A histogram a version."""
+        """Yield one family with a histogram per version."""
         text = "From the arrival in Kafka of the newest event behind a profile to its acknowledgement, by who made it"
         family = HistogramMetricFamily("currents_profile_age_seconds", text, labels=["version"])
         for version, ages in list(self._ages.items()):
@@ -86,24 +86,24 @@ class VersionAges(Collector):
 
 
 class Registry:
-    """One per process: what every process with an endpoint counts."""
+    """Owns the metrics of every process that has an HTTP endpoint. One instance per process."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A value that is read when asked for."""
+        """Register a gauge whose value `read` returns at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def value(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples with these labels."""
+        """Return the sum of a metric's samples that have these labels."""
         found = (s for family in self.registry.restricted_registry([name]).collect() for s in family.samples if s.name == name)
         return sum(s.value for s in found if labels.items() <= s.labels.items())
 
 
 class SwapMetrics(Registry):
-    """What every process counts that follows the topic of releases."""
+    """Owns the metrics of every process that follows `currents.releases`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class SwapMetrics(Registry):
 
 
 class Metrics(SwapMetrics):
-    """What a worker counts."""
+    """Owns the metrics of a worker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Metrics(SwapMetrics):
 
 
 class ReplicaMetrics(SwapMetrics):
-    """What a read replica counts."""
+    """Owns the metrics of a read replica."""
 
     def __init__(self) -> None:
         super().__init__()

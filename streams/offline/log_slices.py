@@ -1,4 +1,4 @@
-"""Logs as files for training: slices of the unified topic or its archive, and the synthetic world."""
+"""Writes slices of the unified topic, or of its archive, to files for training."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -19,12 +19,12 @@ from streams.transport.clients import extent
 from streams.transport.reading import CHUNK, reader
 
 Spans = dict[int, tuple[int, int]]
-"""Partition -> first offset, and the one after the last."""
+"""Partition -> (first offset, offset after the last)."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A piece of the unified topic, or of its archive, that stays what it is."""
+    """Owns the offsets of an immutable part of the unified topic, or of its archive."""
 
     source: Literal["topic", "archive"]
     events: Spans
@@ -32,22 +32,22 @@ class Slice:
 
     @property
     def count(self) -> int:
-        """Offsets of events: as many events as there are, at most."""
+        """Number of event offsets: an upper bound of the number of events."""
         return sum(end - begin for begin, end in self.events.values())
 
     def as_json(self) -> dict[str, Any]:
-        """With partitions as JSON's keys."""
+        """Return a JSON object with partitions as keys."""
         return {"source": self.source} | {k: {str(p): list(s) for p, s in sorted(getattr(self, k).items())} for k in ("events", "items")}
 
 
 def slice_of(row: dict[str, Any]) -> Slice:
-    """`as_json` back."""
+    """Inverse of `Slice.as_json`."""
     events, items = ({int(p): (int(a), int(b)) for p, (a, b) in row[k].items()} for k in ("events", "items"))
     return Slice(row["source"], events, items)
 
 
 def newest_slice(settings: Settings, source: Literal["topic", "archive"], most: int) -> Slice:
-    """All items, and of the events the newest offsets, `most` in all, evenly over the partitions. Raises BrokerError, ArchiveError."""
+    """Return the slice of all items and the newest `most` event offsets, evenly over the partitions. Raises BrokerError, ArchiveError."""
     if source == "topic":
         events, items = _spans(settings, "events"), _spans(settings, "item-vectors")
     else:
@@ -60,7 +60,7 @@ def newest_slice(settings: Settings, source: Literal["topic", "archive"], most: 
 
 
 def write_slice(settings: Settings, what: Slice, folder: Path) -> None:
-    """Its events, and the newest vector of every item, as training reads them. Raises BrokerError, ArchiveError."""
+    """Write a slice's events, and the newest vector of every item, in training's file formats. Raises BrokerError, ArchiveError."""
     if what.source == "archive":
         archive = Archive(settings.archive.url)
         _write(folder / UNIFIED_EVENTS, (encode_event(e) for e in archive.events(what.events)))
@@ -71,7 +71,7 @@ def write_slice(settings: Settings, what: Slice, folder: Path) -> None:
 
 
 def write_topic(settings: Settings, data: str, folder: Path) -> None:
-    """`topic` or `topic:FROM-TO`: events of the unified topic by offsets of each partition, and all items. Raises InputError."""
+    """Write events of the unified topic, and all items. `data`: `topic`, or `topic:FROM-TO` with offsets of each partition. Raises InputError."""
     low, high = 0, None
     _, _, span = data.partition(":")
     if span:
@@ -89,26 +89,26 @@ def _spans(settings: Settings, topic: str) -> Spans:
 
 
 def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Keys and values by partition and offset. Raises BrokerError."""
-    stream = _lots(settings, settings.topic(topic), spans)
+    """Yield keys and values, ordered by partition and offset. Raises BrokerError."""
+    stream = _chunks(settings, settings.topic(topic), spans)
 
     async def following() -> list[tuple[bytes | None, bytes | None]]:
         return await anext(stream, [])
 
     with asyncio.Runner() as loop:
         try:
-            while lot := loop.run(following()):
-                yield from lot
+            while chunk := loop.run(following()):
+                yield from chunk
         finally:
             loop.run(stream.aclose())
 
 
-async def _lots(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[tuple[bytes | None, bytes | None]], None]:
-    """The same, some at once; none of these lots is empty."""
+async def _chunks(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[tuple[bytes | None, bytes | None]], None]:
+    """As `_values`, in non-empty chunks."""
     client = reader(settings.kafka)
     try:
         await client.start()
-        for partition, (begin, end) in sorted(spans.items()):  # one after the other: the log is read once, and simply
+        for partition, (begin, end) in sorted(spans.items()):  # one partition at a time, which keeps the order
             if begin >= end:
                 continue
             tp = TopicPartition(topic, partition)
@@ -116,8 +116,8 @@ async def _lots(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[
             client.seek(tp, begin)
             while await client.position(tp) < end:
                 for records in (await client.getmany(tp, timeout_ms=1000, max_records=CHUNK)).values():
-                    if lot := [(r.key, r.value) for r in records if r.offset < end]:
-                        yield lot
+                    if chunk := [(r.key, r.value) for r in records if r.offset < end]:
+                        yield chunk
     except KafkaError as error:
         raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {error}") from None
     finally:

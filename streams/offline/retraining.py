@@ -1,11 +1,11 @@
 """`currents retrain`: one run from the live log to an announced candidate, and runs on a schedule.
 
-1 slice      offsets are written down, and what stands between them is copied: the run reads nothing else
-2 examples … gate    `training/retrain.py`, as a process of its own
-3 announce   the bundle goes where workers find it, then one record to `<prefix>.releases`
+1 slice              stores the offsets and copies the records between them; the run reads no other records
+2 examples … gate    `training/retrain.py`, in a separate process
+3 announce           copies the bundle to a place that workers can read, then writes one record to `<prefix>.releases`
 
-<retrain.folder>/<time>/      a run: a JSON a step (schemas/runs.py), log/, bundle/; the newest one that is not over goes on
-<retrain.folder>/.lock        held by the run that is on
+<retrain.folder>/<time>/      a run: one JSON per step (schemas/runs.py), log/, bundle/; the newest unfinished run continues
+<retrain.folder>/.lock        held by the active run
 """
 
 import asyncio
@@ -43,42 +43,43 @@ Point = Callable[[str], None]
 
 
 class RetrainError(RuntimeError):
-    """A run that ends without a candidate: says why."""
+    """A run ended without a candidate. The message says why."""
 
 
 def once(
     settings: Settings, train: Callable[[Path, Path], None] | None = None, point: Point = lambda at: None, compress: Compress = ""
 ) -> dict[str, Any]:
-    """One run, or the one that was broken off; the announced release. Raises RetrainError where nothing is announced.
+    """Start a run, or continue the interrupted one, and return the announced release. Raises RetrainError if no release is announced.
 
-    `train`: (job file, folder of the run) -> the steps between; by default a process of its own. `compress`: a variant of what serves.
+    `train`: called with (job file, folder of the run), runs the steps `examples` to `gate`; a separate process by default. `compress`: make a
+    compressed variant of the serving encoder instead of training.
     """
     with claim(settings.retrain.folder, "retrain.folder", "run"):
         history = asyncio.run(read_history(settings.kafka, settings.topic("releases")))
-        other, served = trial(history), _served(serving(history), settings)
+        other, served = trial(history), _serving_bundle(serving(history), settings)
         if other is not None:
             raise RetrainError(f"candidate {other.version} is on trial ({other.state}): promote it or roll it back first")
-        steps = _open(settings.retrain.folder, served, point, compress)
+        steps = _open_run(settings.retrain.folder, served, point, compress)
         folder = steps.folder
         log.info("%s: run beside %s", folder, served["version"])
-        steps.step("slice", lambda: _slice(settings, served, folder) | {"compress": compress})
+        steps.step("slice", lambda: _write_slice(settings, served, folder) | {"compress": compress})
         if steps.done("gate") is None:
-            _job(settings, _local(served, folder), folder, compress)
+            _write_job(settings, _local_bundle(served, folder), folder, compress)
             try:
-                (train or _process)(folder / "job.json", folder)
+                (train or _train_in_process)(folder / "job.json", folder)
             except typer.Exit as ended:
-                raise RetrainError(_over(steps) or f"{folder}: training ended with exit status {ended.exit_code}; run it again") from None
-        if (why := _over(steps)) is not None:
+                raise RetrainError(_refusal(steps) or f"{folder}: training ended with exit status {ended.exit_code}; run it again") from None
+        if (why := _refusal(steps)) is not None:
             raise RetrainError(why)
         return steps.step("announce", lambda: _announce(settings, steps, served))
 
 
-def _over(steps: Steps) -> str | None:
+def _refusal(steps: Steps) -> str | None:
     return None if steps.refused is None else f"{steps.refused}; kept in {steps.folder}"
 
 
-def _served(release: Release | None, settings: Settings) -> dict[str, Any]:
-    """What serves: version, bundle, digest."""
+def _serving_bundle(release: Release | None, settings: Settings) -> dict[str, Any]:
+    """Return version, bundle and digest of the serving encoder."""
     if release is None:
         name = settings.encoding.encoder
         version = "baseline" if name == "baseline" else open_bundle(name).manifest.version
@@ -86,8 +87,8 @@ def _served(release: Release | None, settings: Settings) -> dict[str, Any]:
     return {"version": release.version, "bundle": release.bundle, "digest": release.digest}
 
 
-def _open(folder: Path, served: dict[str, Any], point: Point, compress: Compress) -> Steps:
-    """The run that goes on: the newest, if it is not over and was begun beside what serves now; else a new one."""
+def _open_run(folder: Path, served: dict[str, Any], point: Point, compress: Compress) -> Steps:
+    """Return the newest run if it is unfinished and started from the encoder that serves now; else a new run."""
     runs = sorted(path for path in folder.iterdir() if path.is_dir())
     if runs:
         last = Steps(runs[-1], point)
@@ -105,15 +106,15 @@ def _open(folder: Path, served: dict[str, Any], point: Point, compress: Compress
     return Steps(path, point)
 
 
-def _slice(settings: Settings, served: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _write_slice(settings: Settings, served: dict[str, Any], folder: Path) -> dict[str, Any]:
     found = newest_slice(settings, settings.retrain.source, settings.retrain.events)
     (folder / "log").mkdir(exist_ok=True)
     write_slice(settings, found, folder / "log")
     return {"serving": served, **found.as_json(), "offsets": found.count}
 
 
-def _local(served: dict[str, Any], folder: Path) -> str:
-    """The serving bundle's folder, fetched where it lies elsewhere; or `baseline`, `demo`."""
+def _local_bundle(served: dict[str, Any], folder: Path) -> str:
+    """Return the serving bundle's local folder, after fetching a remote bundle; or the name `baseline` or `demo`."""
     if not served["digest"]:
         return served["bundle"] or "baseline"
     release = Release(served["version"], "-", served["bundle"], served["digest"], "serving", 1.0, "", 0, "", "")
@@ -123,7 +124,7 @@ def _local(served: dict[str, Any], folder: Path) -> str:
         raise RetrainError(f"release {served['version']}: {error}") from None
 
 
-def _job(settings: Settings, serving: str, folder: Path, compress: Compress) -> None:
+def _write_job(settings: Settings, serving: str, folder: Path, compress: Compress) -> None:
     s = settings.retrain
     retraining = {"serving": serving, "rules": settings.gate.model_dump(), "min_events": s.min_events, "epochs": s.epochs, "lr": s.lr}
     row = {
@@ -138,19 +139,19 @@ def _job(settings: Settings, serving: str, folder: Path, compress: Compress) -> 
     (folder / "job.json").write_text(json.dumps(row, indent=1))
 
 
-def _process(job: Path, folder: Path) -> None:
+def _train_in_process(job: Path, folder: Path) -> None:
     start(["-m", "training", "retrain", str(job), "--run", str(folder)])
 
 
 def _announce(settings: Settings, steps: Steps, served: dict[str, Any]) -> dict[str, Any]:
-    """1 the bundle, 2 the record; done again both are the same."""
+    """Copy the bundle (1), then announce the record (2). Both effects are idempotent."""
     made, measured, align = (steps.done(name) or {} for name in ("bundle", "evaluate", "align"))
     url = publish(steps.folder / "bundle", settings.retrain.bundles, made["version"])
     history = asyncio.run(read_history(settings.kafka, settings.topic("releases")))
-    now, waiting = _served(serving(history), settings), candidate(history)
+    now, waiting = _serving_bundle(serving(history), settings), candidate(history)
     if now != served:
         steps.refuse(f"begun beside {served['version']}, {now['version']} serves now")
-        raise RetrainError(_over(steps) or "")
+        raise RetrainError(_refusal(steps) or "")
     every, metric = measured["slices"]["all"], measured["metric"]
     metrics = {metric: every["candidate"], f"{metric} of {served['version']}": every["serving"], f"{metric} gained": every["difference"]["mean"]}
     metrics |= {k: float(align[k]) for k in ("cosine",) if k in align} | {k: float(measured[k]) for k in ("latency_ms", "size_mb", "parity")}
@@ -158,13 +159,13 @@ def _announce(settings: Settings, steps: Steps, served: dict[str, Any]) -> dict[
     release = Release(
         made["version"], made["space_id"], url, made["digest"], "candidate", 0.0, served["version"], now_ms(), "currents retrain", why, metrics
     )
-    if waiting is None or (waiting.version, waiting.digest) != (release.version, release.digest):  # else it was written before the process ended
+    if waiting is None or (waiting.version, waiting.digest) != (release.version, release.digest):  # else an interrupted run has written the record
         asyncio.run(announce(settings.kafka, settings.topic("releases"), "candidate", proposed(history, release)))
     return {"version": release.version, "space_id": release.space_id, "bundle": url, "digest": release.digest, "metrics": metrics}
 
 
 def publish(folder: Path, where: str, version: str) -> str:
-    """Copy a bundle to where workers find it, its manifest last; its folder or URL. Raises RetrainError."""
+    """Copy a bundle to the folder or URL `where`, its manifest last, and return the bundle's folder or URL. Raises RetrainError."""
     base = where if "://" in where else str(Path(where).resolve())
     url = f"{base.rstrip('/')}/{version}"
     try:
@@ -185,7 +186,7 @@ def publish(folder: Path, where: str, version: str) -> str:
 
 
 def scheduled(settings: Settings, config: Path | None) -> None:
-    """Runs at the settings' times until SIGTERM, each a process of its own; one that is refused is logged. Raises SettingsError."""
+    """Start a run in a separate process at each scheduled time, until SIGTERM. A failed run is logged. Raises SettingsError."""
     from apscheduler.schedulers.background import BackgroundScheduler
     from apscheduler.triggers.cron import CronTrigger
 
@@ -204,7 +205,7 @@ def scheduled(settings: Settings, config: Path | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     scheduler = BackgroundScheduler(timezone=UTC)
-    # One at a time; of those that were missed while one ran, or the machine slept, one is made up for.
+    # One run at a time. If several start times passed during a run, or while the machine slept, one run makes up for all of them.
     job = scheduler.add_job(run, trigger, max_instances=1, coalesce=True, misfire_grace_time=None)
     scheduler.start()
     log.info("next run at %s", job.next_run_time)

@@ -1,4 +1,4 @@
-"""Training as processes of its own: started, told of each other, ended together."""
+"""Starts and stops the training processes of one machine."""
 
 import math
 import os
@@ -18,10 +18,10 @@ GRACE_S = 30.0
 
 
 def start(arguments: list[str], processes: int = 1) -> None:
-    """Run Python with arguments, pass signals on, and exit as it exits. Raises SettingsError without the extra.
+    """Run Python with arguments, forward SIGTERM, and exit with its exit status. Raises SettingsError if the extra `train` is not installed.
 
-    Several processes find each other as torchrun's do, by the environment. When one fails, the others get GRACE_S to say the same, then they are
-    ended: they would wait for it.
+    Several processes find each other through environment variables, as with torchrun. When one process fails, the others get GRACE_S seconds to
+    fail too, and are then terminated, because they would wait for the failed process forever.
     """
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise SettingsError('training needs torch and its companions: pip install "currents[train]"')
@@ -49,7 +49,7 @@ def start(arguments: list[str], processes: int = 1) -> None:
 
 
 def environments(processes: int) -> list[dict[str, str]]:
-    """What each of so many training processes of this machine is told of the others (torch's `env://`)."""
+    """Return the environment of each training process of this machine, as torch's `env://` initialisation reads it."""
     if processes == 1:
         return [dict(os.environ)]
     with socket.socket() as free:

@@ -1,1 +1,1 @@
-"""What runs: worker, replica, archiver."""
+"""The long-running processes: worker, read replica, archiver."""

@@ -1,4 +1,4 @@
-"""The gauges of a worker: what its parts say of themselves whenever Prometheus asks."""
+"""The gauges of a worker. Prometheus reads their values from the worker's parts at each scrape."""
 
 from streams.monitoring.metrics import Metrics
 from streams.processes.backlog import Backlog
@@ -10,7 +10,7 @@ from streams.transport.faust_batches import BatchApp
 
 
 def add_gauges(metrics: Metrics, tablets: Tablets, store: ItemStore, backlog: Backlog, guard: Guard, late: LateItems, app: BatchApp) -> None:
-    """Register them."""
+    """Register the gauges of a worker's parts."""
     gauge = metrics.gauge
     gauge("currents_users", "Users with a profile here (RocksDB's estimate)", lambda: tablets.total("users"))
     gauge("currents_rocksdb_disk_bytes", "RocksDB on disk", lambda: tablets.total("disk"))

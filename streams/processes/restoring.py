@@ -1,4 +1,4 @@
-"""A worker's tablets, brought up to the end of their changelogs after each rebalance, and whenever foreign rows are found there."""
+"""Restores a worker's tablets from their changelogs after each rebalance, and when a changelog has rows of another worker (foreign rows)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -22,7 +22,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 class Restorer:
     """Owns the restores of a worker's tablets. `spawn` starts a task whose failure ends the worker.
 
-    `fallback`: version of the encoder whose users wait for the right one; None where the re-encoder finds them.
+    `fallback` returns the version of the fallback encoder whose users a restore schedules for recomputing; None if the re-encoder finds these users.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Restorer:
         self._store, self._recomputer, self._reencoder, self._late, self._metrics = store, recomputer, reencoder, late, metrics
         self._fallback, self._spawn = fallback, spawn
         self.items_ready = asyncio.Event()
-        """Set once all items are known: a restore looks up which of a window's items are missing."""
+        """Set once the item table has read its whole topic. A restore needs the table to find the unknown items of windows."""
 
     def begin(self, tablet: Tablet) -> None:
-        """Restore a tablet in a task of its own, after the restore under way."""
+        """Start a task that restores a tablet after the tablet's running restore."""
         tablet.restore_by(lambda: self._restore(tablet), self._spawn)
 
     async def _restore(self, tablet: Tablet) -> None:
         await self.items_ready.wait()
-        await tablet.idle()  # batches that were under way when the restore was asked for
+        await tablet.idle()  # batches in progress when the restore was requested
         while True:
             tablet.foreign_rows_seen = False
             unpublished = await restore(
@@ -57,14 +57,14 @@ class Restorer:
             )
             if unpublished and not await self._recomputer.republish(tablet, unpublished):
                 return
-            if not tablet.foreign_rows_seen:  # else another worker's rows came in between
+            if not tablet.foreign_rows_seen:  # else another worker wrote rows during the restore
                 break
         tablet.restored.set()
         self._reencoder.restored(tablet)
         self._late.restored(tablet, self._known(tablet))
 
     def _known(self, tablet: Tablet) -> list[int]:
-        """Keys of items that users of the tablet wait for, and that have a vector by now."""
+        """Return the keys of items that users of the tablet wait for and that have a vector by now."""
         awaited = [int.from_bytes(key, "big") for key in tablet.awaited()]
         rows = self._store.table.index(np.array(awaited, np.uint64))
         return [key for key, row in zip(awaited, rows, strict=True) if row != UNKNOWN]

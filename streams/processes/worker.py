@@ -1,4 +1,4 @@
-"""One worker: everything that runs in its process, started in order and stopped in reverse."""
+"""The worker process: builds the worker's parts, starts them in order and stops them in reverse order."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ from streams.transport.topics import prepare
 
 log = logging.getLogger("currents.worker")
 STOP_TIMEOUT_S = 20.0
-ANSWER_S = 2.0  # for a broker, before the group is left
+ANSWER_S = 2.0  # wait for a broker's answer before leaving the group
 
 
 class Worker:
@@ -78,7 +78,7 @@ class Worker:
         add_gauges(self.metrics, self.tablets, self.store, self.backlog, self.guard, self.late, self.app)
 
     def _add_profile_path(self) -> None:
-        """The parts between a unified event and its published profile."""
+        """Build the parts between a unified event and its published profile."""
         settings, lifecycle, e = self.settings, self.lifecycle, self.settings.encoding
         sender = Sender(lambda: self.app.producer._ensure_producer())  # noqa: PLW0108 - Faust has none before it starts
         fallback, failures = self.spare if e.fallback == "baseline" else None, self.metrics.encoder_failures
@@ -105,15 +105,15 @@ class Worker:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that serves."""
+        """The serving encoder."""
         return self.lifecycle.lineup().serving
 
     def _encoder_of(self, space_id: str) -> Encoder | None:
-        """The encoder that projects items for profiles of a space, the fallback's included."""
+        """Return the encoder that projects items into a space, the fallback's space included; None if there is none."""
         return self.lifecycle.lineup().of_space(space_id) or (self.spare if space_id == self.spare.space_id else None)
 
     def _fallback_to_look_for(self) -> str | None:
-        """Version of the fallback whose users a restore has to note; None where the re-encoder finds them anyway."""
+        """Return the fallback's version if a restore must schedule its users for recomputing; None if the re-encoder finds them anyway."""
         found_anyway = self.encoder.version == self.spare.version or self.settings.releases.reencode_per_s
         return None if found_anyway else self.spare.version
 
@@ -135,7 +135,10 @@ class Worker:
         self.app.on_partitions_assigned.connect(self._assigned, weak=False)
 
     def _of_platforms(self, platforms: list[str], work: Callable[[str, list[RecordBatch]], Awaitable[None]]) -> Handle:
-        """Does `work` for each platform of a topic on the batches of the present generation; acks those that are still of it afterwards."""
+        """Return a handler that runs `work` for each platform of a topic on batches of the current generation.
+
+        The handler acks the batches whose generation is still current afterwards.
+        """
 
         def current(batches: list[RecordBatch]) -> list[RecordBatch]:
             return [b for b in batches if b.generation_id == self.app.consumer_generation_id]
@@ -168,7 +171,7 @@ class Worker:
     # Start and stop
 
     async def start(self) -> None:
-        """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
+        """Start the endpoint, then the item follower, then join the group. Being first, the endpoint answers reads with 503 meanwhile."""
         self.spawn(serve(self._source(), self.socket))
         kafka, topic, n = self.settings.kafka, self.settings.topic("item-vectors"), self.settings.worker.partitions
         self.spawn(follow_items(kafka, topic, n, self.store, self.encoding_pool, self.restorer.items_ready, self.late.arrived))
@@ -203,7 +206,7 @@ class Worker:
         raise self.app._crash_reason or RuntimeError("the stream engine stopped")
 
     async def stop(self) -> None:
-        """Leave the group, stop the tasks, close the stores."""
+        """Leave the group, stop the tasks and close the stores."""
         self._stopping = True
         if not await answers(self.settings.kafka, ANSWER_S):
             log.warning("no broker answers: ended without leaving the group; what is not committed comes again")
@@ -222,7 +225,10 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Worker]:
-    """A started worker; stopped at the end whatever happens. Raises SettingsError, BrokerError, StorageError, BundleError before it joins."""
+    """Run a started worker in a context, and stop it at the end, also after errors.
+
+    Raises SettingsError, BrokerError, StorageError or BundleError before the worker joins the group.
+    """
     one_thread()
     await asyncio.to_thread(prepare, settings)
     releases = await read_history(settings.kafka, settings.topic("releases")) if settings.follows() else []
@@ -236,7 +242,7 @@ async def running(settings: Settings) -> AsyncIterator[Worker]:
 
 
 async def run(settings: Settings) -> None:
-    """Run a worker until SIGTERM or SIGINT. Raises what made it fail."""
+    """Run a worker until SIGTERM or SIGINT. Raises the error that made the worker fail."""
     stop = signalled()
     async with running(settings) as worker:
         log.info("worker at %s", worker.url)

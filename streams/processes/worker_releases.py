@@ -1,4 +1,4 @@
-"""Everything of one worker about releases: which encoders it has, how users go over to others, what arriving events say of them, who ends a trial."""
+"""The parts of a worker that handle releases: encoders, hot swap, re-encoding, online evaluation, the end of a canary."""
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -31,7 +31,10 @@ log = logging.getLogger("currents.releases")
 
 
 class Lifecycle:
-    """`releases`: the topic as it is; empty where it is not followed. Raises BundleError where no encoder can be begun with."""
+    """Owns the release parts of a worker: lineup, swapper, observer, drift alarms, canary controller.
+
+    `releases`: all records of `currents.releases`; empty if the worker does not follow the topic. Raises BundleError if no encoder can be loaded.
+    """
 
     def __init__(self, settings: Settings, releases: Sequence[Announced], tower: Tower, store: ItemStore, pool: Executor, metrics: Metrics) -> None:
         self._settings, self._metrics = settings, metrics
@@ -59,13 +62,13 @@ class Lifecycle:
         self._metrics.drift_alarm.labels(what, of).set(alarm)
 
     def lineup(self) -> Lineup:
-        """The encoders as they are now."""
+        """Return the current encoders."""
         return self.swapper.lineup
 
     def candidate_failed(self, error: Exception) -> None:
-        """The candidate could not encode a batch."""
-        if (tried := self.lineup().candidate) is not None:
-            self._metrics.candidate_failures.labels(tried.version).inc()
+        """Count and log that the candidate could not encode a batch."""
+        if (candidate := self.lineup().candidate) is not None:
+            self._metrics.candidate_failures.labels(candidate.version).inc()
         self.observer.failed()
         log.error("the candidate cannot encode: %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
 
@@ -74,22 +77,22 @@ class Lifecycle:
             self._reencoder.switched()
 
     def join(self, tablets: Tablets, recomputer: Recomputer, sender: Sender, overloaded: Callable[[], bool], url: str) -> Reencoder:
-        """Connect it with a worker's tablets; returns what re-encodes their users. `overloaded`: whether too many events wait."""
+        """Connect the release parts to a worker's tablets, and return the re-encoder. `overloaded`: whether too many live events wait."""
         s, m = self._settings, self._metrics
-        again = Reencoder(tablets, recomputer, self.lineup, m, s.releases.reencode_per_s, overloaded, self.swapper.forget_older)
-        self._reencoder = again
+        reencoder = Reencoder(tablets, recomputer, self.lineup, m, s.releases.reencode_per_s, overloaded, self.swapper.forget_older)
+        self._reencoder = reencoder
         self._decider = Decider(self.swapper, self.observer, tablets, sender, s.topic("releases"), f"worker {url}", s.releases.rules)
-        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", again.pending)
-        m.gauge("currents_trial_events", "Events on which candidate and serving encoder were compared", lambda: self._seen().events)
+        m.gauge("currents_profiles_to_encode_again", "Users found whose profile is an earlier encoder's", reencoder.pending)
+        m.gauge("currents_trial_events", "Events on which candidate and serving encoder were compared", lambda: self._sums().events)
         m.gauge("currents_trial_low", "Hit rate of the candidate minus the serving one's: lower bound", lambda: self._bounds()[0])
         m.gauge("currents_trial_high", "The same: upper bound", lambda: self._bounds()[1])
         m.gauge("currents_trial_timed_batches", "Batches on which both were timed", lambda: len(self._delays()))
         text = "By how much older half of the batches' profiles would be with the candidate alone"
         m.gauge("currents_trial_later_seconds", text, lambda: median(self._delays() or [0.0]) / 1000)
-        return again
+        return reencoder
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """What runs for as long as the worker."""
+        """Return the coroutines that run as long as the worker. Call it after `join`."""
         assert self._reencoder is not None  # `join` comes first
         s, found = self._settings, [self._reencoder.forever()]
         if s.follows():
@@ -99,15 +102,15 @@ class Lifecycle:
         return found
 
     def health(self) -> dict[str, Any]:
-        """Which encoders there are, and which releases were refused and why."""
+        """Return the encoders, the refused releases with reasons, and the drift alarms, for the endpoint's health answer."""
         return {"encoders": self.lineup().health(), "refused": self.swapper.refused, "drift": self.drift.alarms()}
 
-    def _seen(self) -> Sums:
+    def _sums(self) -> Sums:
         return self.observer.trial.whole if self.observer.trial is not None else Sums()
 
     def _bounds(self) -> tuple[float, float]:
         rules = self._settings.releases.rules
-        return interval(self._seen(), rules.alpha, rules.least)
+        return interval(self._sums(), rules.alpha, rules.least)
 
     def _delays(self) -> list[float]:
         return self.observer.trial.delays if self.observer.trial is not None else []

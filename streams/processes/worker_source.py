@@ -1,4 +1,4 @@
-"""The profiles of a worker, as the query endpoint asks for them: those of its own tablets, and who has the others."""
+"""The query endpoint's view of a worker: profiles of the worker's own tablets, and the URLs of the workers with the other tablets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,10 @@ from streams.transport.sender import partition_of
 
 @dataclass(frozen=True)
 class WorkerSource:
-    """`streams.serve.api.Source` of a worker, made of its parts. `url` is the worker's own; `is_ready`: whether every tablet is restored."""
+    """Owns a worker's answers to the query endpoint (`streams.serve.api.Source`).
+
+    `url` is the worker's own URL. `is_ready` returns whether every tablet is restored.
+    """
 
     settings: Settings
     metrics: Metrics
@@ -37,7 +40,7 @@ class WorkerSource:
     is_ready: Callable[[], bool]
 
     def elsewhere(self, user: bytes) -> str | None:
-        """URL of the worker that has the user's tablet; None when it is this one."""
+        """Return the URL of the worker that has the user's tablet; None if this worker has it. Raises a 503 error if no worker has it."""
         partition = self._partition(user)
         if self.tablets.get(partition) is not None:
             return None
@@ -47,7 +50,7 @@ class WorkerSource:
         return url
 
     def stored(self, user: bytes) -> bytes | None:
-        """A profile of a tablet that is here and restored."""
+        """Return a user's profile from this worker's tablet, None if there is none. Raises a 503 error unless the tablet is here and restored."""
         tablet = self.tablets.get(self._partition(user))
         if tablet is None:
             raise not_yet("this worker does not have the user's tablet")
@@ -68,11 +71,14 @@ class WorkerSource:
         return header(Behind(sum(known) if len(known) == len(lags) else None, self.app.brokers_silent_s()))
 
     def ranker(self) -> Ranker:
-        """The worker's own."""
+        """Return the worker's ranker."""
         return self.items
 
     def health(self) -> dict[str, Any]:
-        """Whether the worker goes on; whether its encoder fails: events then wait, or the fallback encodes, and reads are answered; its encoders."""
+        """Return the worker's status: `failed`, `encoder fails` or `ok`, with the encoders unless the worker has failed.
+
+        While the encoder fails, events wait or the fallback encodes them, and reads are answered.
+        """
         if self.tasks.failed.done():
             return {"status": "failed"}
         failing_s, about = self.guard.failing_s(), self.lifecycle.health()
@@ -81,7 +87,7 @@ class WorkerSource:
         return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
-        """The worker's tablets, once all are restored."""
+        """Return the worker's tablets. Raises a 503 error until all are restored."""
         if not self.is_ready():
             raise not_yet("tablets are being restored")
         longest = self.settings.worker.max_away_s
@@ -90,7 +96,7 @@ class WorkerSource:
         return {"status": "ready", "tablets": sorted(t.partition for t in self.tablets)}
 
     def fail(self, error: Exception) -> None:
-        """The worker ends."""
+        """Fail the worker with this error."""
         self.tasks.fail(error)
 
     def _partition(self, user: bytes) -> int:

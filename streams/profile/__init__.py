@@ -1,1 +1,1 @@
-"""Windows -> profiles, written and published."""
+"""Makes profiles from windows, writes them to RocksDB and publishes them."""

@@ -1,6 +1,6 @@
-"""The way of new windows and profiles to the disk and to the brokers.
+"""Writes new windows and profiles to RocksDB and publishes them to the changelogs.
 
-The order of effects of an update. Each step carries its number where it happens, here and in `update`:
+An update has its effects in this order. Each step carries its number where it happens, here and in `update`:
 
     Step 1: fold and encode, on the encoding thread
     Step 2: dead letters of the batch, acknowledged by the brokers
@@ -9,8 +9,8 @@ The order of effects of an update. Each step carries its number where it happens
     Step 5: RocksDB: the changelogs' offsets; users of the batch are no longer unpublished
     Step 6: the source offsets are acked
 
-A crash between two steps loses nothing: source offsets come last, so the events come again, and folding them again changes nothing. Rows are written
-and published also when a replay changed nothing: after a crash RocksDB can be ahead of the changelogs.
+A crash between two steps loses nothing: the source offsets are acked last, so Kafka delivers the events again, and folding is idempotent.
+A replay that changes nothing still writes and publishes its rows, because RocksDB can be ahead of the changelogs after a crash.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ from streams.transport.sender import Row, Sender
 
 @dataclass
 class Folded:
-    """The new rows of a tablet, before anything is written."""
+    """Owns the new rows of one tablet before they are written."""
 
     users: list[bytes] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
     windows: list[bytes] = field(default_factory=list)
-    """Of each user; empty where the windows stay as they are."""
+    """One window per user; empty if no window changes."""
     profiles: list[bytes] = field(default_factory=list)
     waiting: list[tuple[bytes, bytes]] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
@@ -45,24 +45,24 @@ class Folded:
     events: int = 0
     unchanged: int = 0
     made: dict[str, list[int]] = field(default_factory=dict)
-    """Encoder's version -> indices of the profiles that it made."""
+    """Encoder version -> indices of the profiles that this encoder made."""
     unpublished: list[bytes] = field(default_factory=list)
-    """Users whose rows must be published again if they do not reach the changelogs now: no event of theirs will come again."""
+    """Users to mark as unpublished. Kafka does not deliver their events again, so only this mark gets their rows republished after a failure."""
 
 
 class Written(NamedTuple):
-    """Rows that are in RocksDB and not yet in the changelogs."""
+    """Owns rows that are in RocksDB and not yet in the changelogs."""
 
     unpublished: dict[Tablet, list[bytes]]
     """The unpublished users of each tablet."""
     rows: dict[str, dict[int, list[Row]]]
-    """By topic and partition."""
+    """Topic -> partition -> rows."""
     at_ms: int
     generation: int | None
 
 
 class Committer:
-    """Owns steps 3 to 5. `fell_back` is called with the partition of a tablet in which profiles of the fallback encoder were written."""
+    """Owns steps 3 to 5. Calls `fell_back` with the partition of a tablet after writing profiles of the fallback encoder to this tablet."""
 
     def __init__(
         self, settings: Settings, tablets: Tablets, sender: Sender, metrics: Metrics, fell_back: Callable[[int], None] = lambda partition: None
@@ -71,11 +71,11 @@ class Committer:
         self._tablets, self._sender, self._metrics, self._fell_back = tablets, sender, metrics, fell_back
 
     async def commit(self, folded: dict[Tablet, Folded]) -> "asyncio.Task[bool]":
-        """Step 3, and a task for steps 4 and 5, which returns False if nothing was published. Call it while the tablets' `lock` is held."""
+        """Run step 3 and return a task for steps 4 and 5. The task returns False if nothing was published. The caller holds the tablets' `lock`."""
         return await publish_in_order(list(folded), self.publish(await self.store(folded)))
 
     async def store(self, folded: dict[Tablet, Folded]) -> Written:
-        """Step 3: one write to RocksDB for each tablet."""
+        """Step 3: write each tablet's rows to RocksDB in one write."""
         at, generation = now_ms(), self._tablets.generation
         windows: dict[int, list[Row]] = {}
         profiles: dict[int, list[Row]] = {}
@@ -92,7 +92,7 @@ class Committer:
         return Written({tablet: f.unpublished for tablet, f in folded.items()}, {self._windows: windows, self._profiles: profiles}, at, generation)
 
     async def publish(self, written: Written) -> bool:
-        """Steps 4 and 5. False, and nothing is published, if the tablets may be another worker's by now."""
+        """Run steps 4 and 5. Publishes nothing and returns False if another worker may own the tablets by now."""
         if not await self._tablets.may_publish(written.generation):
             return False
         point("in-publish")

@@ -1,4 +1,4 @@
-"""The encoding thread of a worker, and whose turn it is: live events, or users whose profiles are recomputed."""
+"""The encoding thread of a worker. Live events and recomputed users take turns on it."""
 
 import asyncio
 from concurrent.futures import Executor
@@ -9,20 +9,20 @@ from streams.state.tablets import Tablets
 
 
 class EncodingThread:
-    """Owns the turns on the encoding thread. `pool` has one thread."""
+    """Owns the turns on the encoding thread. `pool` has exactly one thread."""
 
     def __init__(self, pool: Executor, tablets: Tablets) -> None:
         self._pool, self._tablets = pool, tablets
         self.turn = asyncio.Lock()
-        """Held while rows are made: of a batch of live events, or of one chunk of recomputed users. Waiters take it in order, so that live events
-        wait for one chunk at most."""
+        """Held while the rows of one batch of live events, or of one chunk of recomputed users, are made. Waiters acquire it in order, so live events
+        wait for at most one chunk."""
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """The function's result, computed on the thread. Raises what it raises."""
+        """Call the function on the thread and return its result. Raises the function's errors."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def run_patiently(self, function: Any, *arguments: Any) -> Any:
-        """The same, tried again for as long as the encoder fails: the batch waits, and all batches behind it. None once the generation has passed."""
+        """As `run`, but retry while the encoder fails; later batches wait meanwhile. Returns None once the consumer group's generation has passed."""
         generation = self._tablets.generation
         while True:
             try:
@@ -32,5 +32,5 @@ class EncodingThread:
                     return None
 
     def submit(self, function: Any, *arguments: Any) -> None:
-        """Queue a function whose result nobody waits for."""
+        """Queue a function and discard its result."""
         self._pool.submit(function, *arguments)

@@ -1,9 +1,9 @@
 """The readable side of a profile: named interests from the categories of the items in a window.
 
 Weight of an event = weight of its behavior · rating (for `rate`, value in -1..1) · 0.5^(age / half-life), spread evenly over its item's categories.
-An interest's weight is its share of all positive interest; what sums to nothing or less is left out. Only relative ages
-matter in such a share, so a portrait is a pure function of its window and the items. The whole batch is done at once in numpy, the
-bytes too: they are laid out as an array of parts, most of which exist already, and joined user by user.
+An interest's weight is its share of all positive interest. A category whose sum is zero or negative is left out. A share depends on relative ages
+only, so a portrait is a pure function of its window and the items. numpy processes the whole batch at once, including the packed bytes: they are
+an array of parts, most of them packed beforehand, which are joined user by user.
 
 Shape letters: B users, T events, P pairs of an event and a category, G groups = pairs of a user and a category, K categories, N rows of items.
 """
@@ -23,17 +23,17 @@ _RATE = BEHAVIOR_CODE["rate"]
 
 
 class Catalogue(Protocol):
-    """What a portrait needs of the items; rows as in the item table."""
+    """The item columns that a portrait reads. Rows are those of the item table."""
 
     categories: np.ndarray  # (N, C) int32 category numbers, -1 = none
     category_packed: np.ndarray  # (K,) of bytes: `interest_begins` of each category
-    category_order: np.ndarray  # (K,) a number for each category that depends on its name alone
+    category_order: np.ndarray  # (K,) rank of each category, which depends on the category's name only
     item_packed: np.ndarray  # (N,) of bytes: `action_begins` of each row
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a portrait shows."""
+    """Owns the settings of a portrait."""
 
     interests: int
     evidence: int
@@ -48,11 +48,11 @@ _EVIDENCE = np.array([_pack("evidence") + _array(n) for n in range(101)], object
 _BEHAVIOR = np.array([_pack("behavior") + _pack(name) + _pack("at") + b"\xcf" for name in BEHAVIORS], object)  # cf: uint 64 follows
 _NUMBERS = np.dtype([("weight", "V8"), ("share", ">f4"), ("trend", "V7"), ("change", ">f4")])
 _WEIGHT, _TREND = np.void(_pack("weight") + b"\xca"), np.void(_pack("trend") + b"\xca")  # ca: float 32 follows
-_USERS = 4096  # at once: what is sorted then fits 16 bits, almost always
+_USERS = 4096  # per call: the numbers to sort then almost always fit 16 bits
 
 
 def interests(features: Features, catalogue: Catalogue, style: Style) -> list[bytes]:
-    """B windows -> the field `interests` of each profile, a MessagePack array, strongest first."""
+    """B windows -> B packed MessagePack arrays, the field `interests` of each profile, strongest interest first."""
     if not style.interests:
         return [_ARRAY[0]] * len(features.lengths)
     if len(features.lengths) <= _USERS:
@@ -73,7 +73,7 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
     pair_event, column = np.nonzero(named)
     category = categories[pair_event, column]
     present = np.flatnonzero(np.bincount(category)) if category.size else category
-    place = np.zeros(len(catalogue.category_order), int)  # of a category's name among those present: not of its number, which is chance
+    place = np.zeros(len(catalogue.category_order), int)  # rank of a category's name among those present; category numbers are arbitrary
     place[present[np.argsort(catalogue.category_order[present])]] = np.arange(len(present))
     order = _sorted(place[category])
     order = order[_sorted(users[pair_event[order]])]
@@ -131,13 +131,13 @@ def _interests(features: Features, catalogue: Catalogue, style: Style) -> list[b
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    """(n,) of anything -> (n,) of each one's bytes."""
+    """(n,) array of any dtype -> (n,) object array with the bytes of each element."""
     out: np.ndarray = values.view(f"V{values.itemsize}").astype(object)
     return out
 
 
 def _events(features: Features, style: Style) -> tuple[np.ndarray, np.ndarray]:
-    """Known events of all windows: their places in the flattened windows, and weights."""
+    """Return the positions of known events in the flattened windows, and their weights."""
     rows = features.rows
     at = np.flatnonzero(features.mask & (features.items != UNKNOWN))
     last = rows["ts_ms"][np.arange(len(features.lengths)), np.maximum(features.lengths - 1, 0)]
@@ -152,7 +152,7 @@ def _events(features: Features, style: Style) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(total: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """(G,) positive total of each group as a share of its user's."""
+    """(G,) totals -> (G,) share of each group's positive total in its user's sum of positive totals."""
     total = np.maximum(total, 0)
     whole = np.bincount(user, total)[user]
     out: np.ndarray = np.divide(total, whole, out=np.zeros_like(total), where=whole > 0)
@@ -160,7 +160,7 @@ def _share(total: np.ndarray, user: np.ndarray) -> np.ndarray:
 
 
 def _sorted(numbers: np.ndarray) -> np.ndarray:
-    """Stable argsort of numbers from 0 on, which below 2^16 numpy sorts by radix."""
+    """Stable argsort of non-negative numbers. numpy uses radix sort if all are below 2^16."""
     return np.argsort(numbers.astype(np.uint16) if numbers.max(initial=0) < 1 << 16 else numbers, kind="stable")
 
 
@@ -171,22 +171,22 @@ def _rank(owner: np.ndarray) -> np.ndarray:
 
 
 def _evidence(of_pair: np.ndarray, weight: np.ndarray, item: np.ndarray, keep: int) -> np.ndarray:
-    """Pairs that are the evidence of each group, by group: its strongest actions, one for each item; among equals (to 3 digits) the newer."""
+    """Return the pairs that are evidence, by group: the group's strongest actions, one per item. Ties (to 3 digits) go to the newer action."""
     order = _sorted(np.finfo(np.float16).max.view(np.uint16) - np.minimum(weight, 6e4).astype(np.float16).view(np.uint16))
     order = order[_sorted(of_pair[order])]
     rank = _rank(of_pair[order])
-    order, rank = order[rank < 4 * keep], rank[rank < 4 * keep]  # room for actions on one item
+    order, rank = order[rank < 4 * keep], rank[rank < 4 * keep]  # margin for several actions on one item
     group, item = of_pair[order], item[order]
-    again = np.zeros(len(order), bool)  # an action on an item that a stronger one of the group is on
+    repeated = np.zeros(len(order), bool)  # the group has a stronger action on the same item
     for back in range(1, int(rank.max(initial=0)) + 1):
-        again[back:] |= (item[back:] == item[:-back]) & (group[back:] == group[:-back])
-    order, group = order[~again], group[~again]
+        repeated[back:] |= (item[back:] == item[:-back]) & (group[back:] == group[:-back])
+    order, group = order[~repeated], group[~repeated]
     out: np.ndarray = order[_rank(group) < keep]
     return out
 
 
 def _platforms(of_pair: np.ndarray, weight: np.ndarray, code: np.ndarray, style: Style, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups, packed names of their platforms, each one's share; by group."""
+    """Return a row per group and platform, ordered by group: the group, the platform's packed name, the platform's share in the group."""
     codes, column = np.unique(code, return_inverse=True)
     share = np.bincount(of_pair * len(codes) + column, weight, minlength=len(codes) * groups).reshape(groups, len(codes))
     share = share / share.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Windows → profiles, a whole batch at once: features, interest vectors, portraits, bytes."""
+"""Makes packed profiles from a batch of windows: features, interest vectors, portraits, bytes."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
@@ -19,7 +19,7 @@ from streams.state.tablet import FALLBACK, key_bytes
 
 
 def style_of(settings: Settings) -> Style:
-    """The portrait's settings as arrays."""
+    """Return the portrait's settings as arrays."""
     weights = np.zeros(256)
     for name, weight in settings.portrait.weights.items():
         weights[BEHAVIOR_CODE[name]] = weight
@@ -28,10 +28,10 @@ def style_of(settings: Settings) -> Style:
 
 
 class Profiler:
-    """A pure function of windows, items and lineup, but for the clock that is passed in and the guard. Call it on the encoding thread.
+    """Owns the making of profiles from windows, items and the lineup. Its only state is the guard's. Call it on the encoding thread.
 
-    `failed` is called with the error of a candidate that cannot encode: its users get the serving encoder's profiles. `beside`: where portraits are
-    made while vectors are: ONNX Runtime and a GPU leave Python's interpreter to others.
+    Calls `failed` with the error of a candidate that cannot encode; the serving encoder then encodes the candidate's users. `beside` is an executor
+    that makes portraits while the encoder makes vectors: ONNX Runtime and GPU libraries release Python's GIL.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Profiler:
     def __call__(
         self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int], at_ms: int, strict: bool = False
     ) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-        """B users and their windows -> B packed profiles, and (item key, user) for everything that they wait for.
+        """B users and their windows -> B packed profiles, and pairs (item key, user) of the item vectors that users wait for.
 
-        That is items without a vector, and the encoder itself (FALLBACK) where another one stepped in, which it does not if `strict`.
-        `received`: when the newest event behind each update reached Kafka, ms. Raises EncoderDown.
+        A pair with the key FALLBACK marks a user whose vector the fallback encoder made. `strict`: never use the fallback encoder.
+        `received`: (B,) times in ms at which the newest event of each update reached Kafka. `at_ms`: the time of the update. Raises EncoderDown.
         """
         lineup, features = self._lineup(), featurize(windows, self._store.table, self._policy.most)
-        made, portraits = self._both(lineup, users, features, strict)
+        made, portraits = self._encode_and_describe(lineup, users, features, strict)
         last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         missing = features.mask & (features.items == UNKNOWN)
         makers = {e: pack_maker(e.version, e.space_id, e.dims) for e in {e for e, _ in made}}
@@ -70,14 +70,16 @@ class Profiler:
         return rows, waiting + [(FALLBACK, user) for user, (encoder, _) in zip(users, made, strict=True) if encoder not in ours]
 
     def outdated(self, user: bytes, window: bytes, profile: bytes | None) -> bool:
-        """Whether a user's profile counts items of the window as unknown that are known by now, or another encoder should have made it."""
+        """Whether the lineup assigns the user to another encoder than the profile's, or items that the profile counts as unknown are known by now."""
         if profile is None or not self._lineup().makes(user, maker(profile)):
             return True
         keys = np.frombuffer(window, DTYPE, offset=1)["item_key"]
         return unknown_items(profile) > int((self._store.table.index(keys) == UNKNOWN).sum())
 
-    def _both(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> tuple[list[tuple[Encoder, bytes]], list[bytes]]:
-        """What `_encode` makes, and portraits. Both are done or given up at the end: the items stay as they are until then, and no longer."""
+    def _encode_and_describe(
+        self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool
+    ) -> tuple[list[tuple[Encoder, bytes]], list[bytes]]:
+        """Return the result of `_encode`, and the portraits. Waits for the portraits also on an error: the items may change after the call."""
         if self._beside is None:
             return self._encode(lineup, users, features, strict), interests(features, self._store, self._style)
         portraits = self._beside.submit(interests, features, self._store, self._style)
@@ -88,16 +90,16 @@ class Profiler:
         return made, portraits.result()
 
     def _encode(self, lineup: Lineup, users: Sequence[bytes], features: Features, strict: bool) -> list[tuple[Encoder, bytes]]:
-        """B users -> who made each vector, and its bytes."""
+        """B users -> B pairs (encoder that made the vector, packed vector)."""
         made: dict[int, tuple[Encoder, bytes]] = {}
         for chosen, at in lineup.split(users):
-            vectors, encoder = self._some(lineup, chosen, features if len(at) == len(users) else features.take(at), strict)
+            vectors, encoder = self._encode_group(lineup, chosen, features if len(at) == len(users) else features.take(at), strict)
             packed = np.ascontiguousarray(vectors, "<f2").view(f"V{2 * vectors.shape[1]}")[:, 0].tolist()
             made |= {i: (encoder, v) for i, v in zip(at.tolist(), packed, strict=True)}
         return [made[i] for i in range(len(users))]
 
-    def _some(self, lineup: Lineup, chosen: Encoder, features: Features, strict: bool) -> tuple[np.ndarray, Encoder]:
-        """(b, dims) vectors of one encoder, and whose they are: not always the chosen one's."""
+    def _encode_group(self, lineup: Lineup, chosen: Encoder, features: Features, strict: bool) -> tuple[np.ndarray, Encoder]:
+        """Return (b, dims) vectors and the encoder that made them: `chosen`, or the serving encoder or the fallback if `chosen` fails."""
 
         def encode(encoder: Encoder) -> np.ndarray:
             return encoder.encode(fitted(features, encoder.max_len, self._policy), self._store.table)
@@ -108,6 +110,6 @@ class Profiler:
                 if not np.isfinite(vectors).all():
                     raise ValueError("made vectors that are not finite")
                 return vectors, chosen
-            except Exception as error:  # a candidate is on trial: what it cannot do must not stop anybody
+            except Exception as error:  # a failing candidate must not stop live events
                 self._failed(error)
         return self._guard(lineup.serving, encode, strict)

@@ -1,4 +1,4 @@
-"""Profiles that are made again without a new event: unpublished users, late items, the return from the fallback, another encoder."""
+"""Recomputes profiles without a new event: for unpublished users, late items, after the fallback encoder, for another encoder."""
 
 import asyncio
 import contextlib
@@ -14,17 +14,17 @@ from streams.profile.profiler import Profiler
 from streams.state.tablet import Tablet
 from streams.state.tablets import Tablets
 
-CHUNK = 500  # users: small, so that live events wait little
+CHUNK = 500  # users; live events wait for one chunk at most
 
 
 class Recomputer:
-    """Owns the making of profiles from the windows that a tablet has."""
+    """Owns the making of profiles from the windows that a tablet stores."""
 
     def __init__(self, tablets: Tablets, profiler: Profiler, committer: Committer, thread: EncodingThread, metrics: Metrics) -> None:
         self._tablets, self._profiler, self._committer, self._thread, self._metrics = tablets, profiler, committer, thread, metrics
 
     async def republish(self, tablet: Tablet, users: list[bytes]) -> bool:
-        """Encode and publish unpublished users of a tablet from its own windows. False if the generation passed meanwhile."""
+        """Encode and publish unpublished users of a tablet from the tablet's windows. Returns False if the generation passed meanwhile."""
         generation = self._tablets.generation
         for start in range(0, len(users), CHUNK):
             async with tablet.lock:
@@ -38,12 +38,15 @@ class Recomputer:
 
     @contextlib.asynccontextmanager
     async def background_turn(self, tablet: Tablet, generation: int | None) -> AsyncIterator[bool]:
-        """A turn, behind live events, in which users of a tablet may be recomputed. Yields whether the tablet is restored and of that generation."""
+        """Take a turn on the encoding thread, after waiting live events, and the tablet's lock. Users of the tablet may be recomputed in the turn.
+
+        Yields whether the tablet is restored and belongs to this worker in that generation.
+        """
         async with self._thread.turn, tablet.lock:
             yield self._tablets.holds(tablet, generation)
 
     async def outdated(self, tablet: Tablet, users: list[bytes]) -> list[bytes]:
-        """The users whose profile would say more if it was made now. Call it in a `background_turn`."""
+        """Return the users whose profile is outdated, as `Profiler.outdated` defines it. Call it in a `background_turn`."""
         found: list[bytes] = await self._thread.run(self._outdated, tablet, users)
         return found
 
@@ -52,9 +55,9 @@ class Recomputer:
         return [u for u, w in found if self._profiler.outdated(u, w, tablet.profile(u))]
 
     async def recompute(self, tablet: Tablet, users: list[bytes]) -> "tuple[asyncio.Task[bool], float]":
-        """Encode users of a tablet, never by the fallback. Call it in a `background_turn`. Raises EncoderDown.
+        """Encode users of a tablet, never with the fallback encoder. Call it in a `background_turn`. Raises EncoderDown.
 
-        Returns the task that publishes them, whose result is False if the tablet went; and the seconds that encoding took, without the wait.
+        Returns the publishing task and the seconds that encoding took, without waiting. The task returns False if the worker lost the tablet.
         """
         folded, seconds = await self._thread.run(self._timed, tablet, users)
         folded.windows = []  # unchanged
@@ -75,5 +78,5 @@ class Recomputer:
 
 
 def _received(profile: bytes | None, at_ms: int) -> int:
-    """`received_at` of the profile that is written again."""
+    """Return `received_at` of the stored profile, or `at_ms` if there is none."""
     return decode_profile(profile).received_at if profile else at_ms

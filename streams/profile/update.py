@@ -1,4 +1,4 @@
-"""The agent of `currents.events`: events → windows → profiles. `commit` lists the order of effects."""
+"""The agent of `currents.events`: folds events into windows and makes profiles of them. `commit` lists the order of effects."""
 
 import contextlib
 import time
@@ -27,7 +27,7 @@ from streams.transport.sender import Row, Sender
 
 
 class Updater:
-    """Owns the way of a record batch of `currents.events` to acknowledged profiles. `observer` measures encoders on the arriving events."""
+    """Owns the processing of a record batch of `currents.events` up to acknowledged profiles. `observer` measures encoders on arriving events."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class Updater:
         self._dead = settings.topic("dead-letters")
 
     async def batches(self, batches: Sequence[RecordBatch]) -> Finish:
-        """Handle record batches of any partitions: steps 1 to 3. The task that it returns does steps 4 and 5 and gives the batches to ack (step 6).
+        """Run steps 1 to 3 for record batches of any partitions. The returned task runs steps 4 and 5 and returns the batches to ack (step 6).
 
-        While the task runs the next batches are folded. A batch whose generation has passed is neither written nor acked.
+        The next batches are folded while the task runs. A batch whose generation has passed is neither written nor acked.
         """
         began = time.perf_counter()
         async with contextlib.AsyncExitStack() as locks:
@@ -66,7 +66,7 @@ class Updater:
             return await publish_in_order(list(folded), self._finish(current, records, folded, written, began))
 
     async def _locked(self, batches: Sequence[RecordBatch], locks: contextlib.AsyncExitStack) -> dict[int, Tablet | None]:
-        """The tablets of some batches, restored and locked; None for a batch whose generation has passed."""
+        """Return partition -> restored and locked tablet; None for a batch whose generation has passed."""
         while True:
             tablets = {b.partition: await self._tablets.ready(b.partition, b.generation_id) for b in batches}
             mine = [tablet for _, tablet in sorted(tablets.items()) if tablet is not None]
@@ -75,12 +75,12 @@ class Updater:
                 await locks.enter_async_context(tablet.lock)
             if all(tablet.restored.is_set() for tablet in mine):
                 return tablets
-            await locks.aclose()  # the batch before found foreign rows in a tablet's changelog: wait until it is restored
+            await locks.aclose()  # the previous batch saw foreign rows in a tablet's changelog: wait for the restore
 
     async def _finish(
         self, batches: list[RecordBatch], records: dict[Tablet, list[Any]], folded: dict[Tablet, Folded], written: Written, began: float
     ) -> list[RecordBatch]:
-        """Publish, then count and measure. Returns the batches to ack."""
+        """Publish the rows, then update metrics. Returns the batches to ack."""
         if not await self._committer.publish(written):  # Steps 4 and 5
             return []
         self._metrics.batch_seconds.observe(time.perf_counter() - began)

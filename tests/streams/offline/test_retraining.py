@@ -12,13 +12,13 @@ from encoder.bundle import DEMO, MANIFEST, open_bundle
 from schemas.runs import Steps
 from streams.core.errors import SettingsError
 from streams.core.settings import Settings
-from streams.offline.retraining import RetrainError, _open, publish, scheduled
+from streams.offline.retraining import RetrainError, _open_run, publish, scheduled
 
 SERVES = {"version": "a", "bundle": "b", "digest": "c"}
 
 
 def begin(folder: Path, serving: dict[str, str] = SERVES) -> Steps:
-    steps = _open(folder, serving, lambda at: None, "")
+    steps = _open_run(folder, serving, lambda at: None, "")
     steps.step("slice", lambda: {"serving": serving})
     return steps
 
