@@ -12,6 +12,7 @@ from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.pretrained_body import PretrainedBody
 from testkit.training_logs import QUICK, made_log
+from testkit.validation import EverBetter
 from training import export
 from training.bodies import with_prefix, with_pretrained_body
 from training.finetune import train
@@ -61,7 +62,7 @@ def test_body(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora", "adalora", "prefix"])
-def test_trains(checkpoint: Path, tmp_path: Path, adapter: str) -> None:
+def test_trains(checkpoint: Path, tmp_path: Path, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It trains whole, with LoRA or AdaLoRA, and, in the GPT family, with a learned prefix; otherwise a prefix is refused."""
     log = made_log()
     recipe = QUICK.model_copy(update={"body": str(checkpoint), "adapter": adapter, "adapter_rank": 2})
@@ -69,6 +70,7 @@ def test_trains(checkpoint: Path, tmp_path: Path, adapter: str) -> None:
         with pytest.raises(DataError, match="needs a GPT body"):
             train(log, leave_one_out(log), recipe, tmp_path / "run")
         return
+    EverBetter(monkeypatch)  # else the untrained encoder may be the best, and be kept
     out = train(log, leave_one_out(log), recipe, tmp_path / "run")
     assert np.isfinite(out.losses).all()
     assert not any("lora" in name for name, _ in out.model.named_parameters())

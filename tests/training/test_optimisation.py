@@ -91,17 +91,21 @@ def test_precision(tmp_path: Path) -> None:
 
 
 class Validation:
-    """Stands in for the ranking: gives every epoch the next rank of a list, and remembers the weights that it was asked about."""
+    """Stands in for the ranking: the start has a bad rank, every epoch the next one of a list. Remembers the weights of the epochs."""
 
     def __init__(self, ranks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._ranks = iter(ranks)
-        self.weights: list[dict[str, torch.Tensor]] = []
+        self._ranks = iter([100, *ranks])
+        self._seen: list[dict[str, torch.Tensor]] = []
         monkeypatch.setattr(finetune, "model_scores", self._remember)
         monkeypatch.setattr(finetune, "rank", self._rank)
 
     def _remember(self, model: SequenceEncoder, log: EventLog, residual: np.ndarray) -> Score:
-        self.weights.append(copy.deepcopy(model.state_dict()))
+        self._seen.append(copy.deepcopy(model.state_dict()))
         return lambda log, some: np.zeros(0)
+
+    @property
+    def weights(self) -> list[dict[str, torch.Tensor]]:
+        return self._seen[1:]
 
     def _rank(self, score: Score, log: EventLog, some: Cases) -> Ranked:
         return Ranked(np.full(len(some), next(self._ranks)), np.zeros((len(some), 1), np.int64))

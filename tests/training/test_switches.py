@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from encoder.model import SequenceEncoder
 from encoder.recipe import Recipe
 from testkit.training_logs import QUICK, made_log
+from testkit.validation import EverBetter
 from training.finetune import Trained, train
 from training.initial import fresh
 from training.log import EventLog
@@ -24,7 +25,9 @@ State = dict[str, torch.Tensor]
 
 def run(folder: Path, log: EventLog = LOG, **changes: Any) -> Trained:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train(log, SPLIT, QUICK.model_copy(update=changes), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        EverBetter(patch)  # else the untrained encoder may be the best, and be kept
+        return train(log, SPLIT, QUICK.model_copy(update=changes), folder)
 
 
 @pytest.fixture(scope="module")
