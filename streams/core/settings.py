@@ -46,14 +46,23 @@ class Kafka(Section):
         "earliest", description="Where to read on if a log ends before the group's offset (restored, made anew); `stop`: the worker ends"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="Protocol towards the brokers")
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism, with a SASL protocol")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "PLAIN", description="SASL mechanism, with a SASL protocol"
+    )
     sasl_username: str | None = Field(None, description="SASL user")
     sasl_password: SecretStr | None = Field(None, description="SASL password; never printed")
+    sasl_token_file: Path | None = Field(None, description="OAUTHBEARER: file with the token, read again for each connection")
     ssl_ca_file: Path | None = Field(None, description="CA certificates (PEM) for SSL; the system's by default")
+    ssl_cert_file: Path | None = Field(None, description="Client certificate (PEM) for brokers that ask for one")
+    ssl_key_file: Path | None = Field(None, description="Its private key (PEM), if that is not in the same file")
+    ssl_key_password: SecretStr | None = Field(None, description="Password of the private key; never printed")
 
     @model_validator(mode="after")
     def _sasl_needs_a_user(self) -> "Kafka":
-        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+        if self.security_protocol.startswith("SASL") and self.sasl_mechanism == "OAUTHBEARER":
+            if not self.sasl_token_file:
+                raise ValueError("sasl_mechanism = OAUTHBEARER needs sasl_token_file")
+        elif self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
             raise ValueError(f"security_protocol = {self.security_protocol} needs sasl_username and sasl_password")
         return self
 

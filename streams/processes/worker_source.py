@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from faust.types import TP
-
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks
 from streams.monitoring.metrics import Metrics
@@ -66,7 +64,7 @@ class WorkerSource:
         if not self.app.brokers_away():
             return {}
         topic = self.settings.topic("events")
-        lags = [self.app.lag(TP(topic, p)) for p in {self._partition(u) for u in users} if self.tablets.get(p) is not None]
+        lags = [self.app.lag_of(topic, p) for p in {self._partition(u) for u in users} if self.tablets.get(p) is not None]
         known = [lag for lag in lags if lag is not None]
         return header(Behind(sum(known) if len(known) == len(lags) else None, self.app.brokers_silent_s()))
 

@@ -10,6 +10,7 @@ from kafka.errors import KafkaError
 from streams.core.errors import BrokerError
 from streams.core.settings import Settings
 from streams.transport.broker_settings import for_kafka_python
+from streams.transport.refusals import refusal
 from streams.transport.topics import DEAD_LETTER_BYTES
 
 ANSWER_S = 30.0
@@ -23,7 +24,8 @@ def producer(settings: Settings) -> KafkaProducer:
             enable_idempotence=False, bootstrap_timeout_ms=5000,
         )  # fmt: skip
     except (KafkaError, OSError) as error:
-        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: no broker answers ({type(error).__name__})") from None
+        why = refusal(settings.kafka) or f"no broker answers ({type(error).__name__})"
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {why}") from None
 
 
 def consumer(settings: Settings, **config: Any) -> KafkaConsumer:
@@ -37,7 +39,8 @@ def consumer(settings: Settings, **config: Any) -> KafkaConsumer:
     try:
         return KafkaConsumer(**for_kafka_python(settings.kafka), **{**fixed, **config})
     except (KafkaError, OSError) as error:
-        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: no broker answers ({type(error).__name__})") from None
+        why = refusal(settings.kafka) or f"no broker answers ({type(error).__name__})"
+        raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {why}") from None
 
 
 def partitions(client: KafkaConsumer, topic: str) -> list[TopicPartition]:

@@ -381,6 +381,11 @@ class BatchApp(faust.App):
         """Whether everything before these offsets is acked."""
         return all(self.consumer._handled.get(tp, 0) >= end for tp, end in ends.items())
 
+    def lag_of(self, topic: str, partition: int) -> int | None:
+        """`lag` of a partition of a topic; None where it is not assigned."""
+        tp = TP(topic, partition)
+        return self.lag(tp) if tp in self.consumer.assignment() else None
+
     def lag(self, tp: TP) -> int | None:
         """Offsets of an assigned partition that are to come or not acked yet, as far as the last fetch knows; None before the first."""
         end, done = self.consumer._thread.end(tp), self.consumer._handled.get(tp)

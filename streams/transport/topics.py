@@ -15,6 +15,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from streams.core.errors import BrokerError
 from streams.core.settings import Kafka, Settings
 from streams.transport.broker_settings import for_kafka_python
+from streams.transport.refusals import refusal
 
 log = logging.getLogger("currents.worker")
 DAY_MS = 86_400_000
@@ -72,6 +73,8 @@ def admin(kafka: Kafka, attempts: int = 5) -> KafkaAdminClient:
         why = "no broker answers" if isinstance(error, KafkaTimeoutError) else str(error)
     except (OSError, ValueError) as error:
         why = str(error)
+    if (refused := refusal(kafka)) is not None:
+        raise BrokerError(f"kafka.bootstrap = {kafka.bootstrap!r}: {refused}")
     raise BrokerError(f"kafka.bootstrap = {kafka.bootstrap!r}: {why} ({attempts} attempts). Is Kafka up, and the address right?")
 
 

@@ -30,7 +30,10 @@ def test_connection(protocol: str, user: str | None, tls: bool, sasl: dict[str, 
     context = ours.pop("ssl_context", None)
     assert (context is not None and context.check_hostname) is tls
     assert ours == {"bootstrap_servers": "h:1,i:2", "security_protocol": protocol, **sasl}
-    assert for_kafka_python(asked) == {"bootstrap_servers": ["h:1", "i:2"], "security_protocol": protocol, **sasl}
+    theirs = for_kafka_python(asked)
+    context = theirs.pop("ssl_context", None)
+    assert (context is not None and context.check_hostname) is tls
+    assert theirs == {"bootstrap_servers": ["h:1", "i:2"], "security_protocol": protocol, **sasl}
     faust = credentials_to_aiokafka_auth(for_faust(asked))
     context = faust.pop("ssl_context", None)
     assert (context is not None and context.check_hostname) is tls
