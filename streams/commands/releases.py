@@ -5,17 +5,21 @@ import getpass
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from schemas.releases import Channel, Release
-from streams.commands.terminal import Config, Json, print_json, print_line, print_table
+from streams.commands.terminal import Config, Json, complain, print_json, print_line, print_table
 from streams.core.settings import Settings, load
 from streams.core.settings_errors import masked
 from streams.releases.names import clock, encoder_of, fields, find, history_of, line, named, row_of
+
+if TYPE_CHECKING:  # it brings the Kafka client
+    from streams.releases.release_log import Announced
 
 releases = typer.Typer(no_args_is_help=True, help="Which encoder is served, which is on trial, and what to change about it.")
 
@@ -56,6 +60,8 @@ def list_releases(
         shown_rows.append((counts, a.offset, a.channel, *shown))
     print_table(("counts", "offset", "channel", "version", "state", "share", "at", "by", "why"), shown_rows)
     print_line("*: the newest valid record of its channel, which workers follow")
+    if worker.get("not_followed"):
+        print_line(f"not followed: {worker['not_followed']}")
     encoders = worker.get("encoders", {})
     said = f"a worker serves {encoders.get('serving')}" if encoders else f"no worker answers: {worker.get('why', '')}"
     if encoders.get("candidate"):
@@ -133,14 +139,24 @@ def try_release(
 
 @releases.command("promote")
 def promote_release(
-    version: Version = None, bundle: Where = None, why: Why = "", check: Check = True, json: Json = False, config: Config = None
+    version: Version = None,
+    bundle: Where = None,
+    why: Why = "",
+    force: Annotated[bool, typer.Option("--force", help="Also a release that no gate has judged")] = False,
+    check: Check = True,
+    json: Json = False,
+    config: Config = None,
 ) -> None:
-    """Serve a release from now on: the candidate, a version on the topic, or a bundle."""
-    from streams.releases.release_log import promoted, serving
+    """Serve a release from now on: the candidate, a version on the topic, or a bundle (with --force where no gate has judged it)."""
+    from streams.releases.release_log import ReleaseError, promoted, serving
 
     settings = load(config)
     history = history_of(settings)
     release = named(settings, history, bundle) if bundle else find(history, version)
+    if not (force or judged(history, release)):
+        raise ReleaseError(
+            f"{release.version}: no gate has judged it; `currents retrain` does, `currents releases try` tests it live, --force promotes it"
+        )
     before = "" if serving(history) else named(settings, history, settings.encoding.encoder).version
     _write(settings, "serving", promoted(history, release, before, _me(), why, _now(), {}), check, json)
 
@@ -175,6 +191,12 @@ def roll_back(
     _write(settings, "serving", restored(history, found, _me(), why, _now()), check, json)
 
 
+def judged(history: Sequence["Announced"], release: Release) -> bool:
+    """Whether a gate has judged a release, or it was served before; the day-0 encoder needs none."""
+    served = any(a.channel == "serving" and a.release and (a.release.version, a.release.digest) == (release.version, release.digest) for a in history)
+    return not release.bundle or served or any(name.endswith(" gained") for name in release.metrics)
+
+
 def _write(settings: Settings, channel: Channel, release: Release, check: bool, json: bool) -> None:
     from streams.releases.release_log import announce
 
@@ -182,6 +204,8 @@ def _write(settings: Settings, channel: Channel, release: Release, check: bool, 
         with tempfile.TemporaryDirectory(prefix="currents-release-") as folder:
             encoder_of(settings, release, Path(folder))
     offset = asyncio.run(announce(settings.kafka, settings.topic("releases"), channel, release))
+    if why_not := settings.unfollowed():
+        complain(f"warning: workers with these settings do not follow this record: {why_not}")
     row = {"offset": offset, "channel": channel, **fields(release)}
     print_json(row) if json else print_line(f"{channel}: {line(release)} (record {offset})")
 

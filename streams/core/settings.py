@@ -279,6 +279,14 @@ class Settings(BaseSettings):
         """Whether the topic of releases says which encoder serves."""
         return self.releases.follow == "on" or (self.releases.follow == "auto" and self.encoding.encoder == "baseline")
 
+    def unfollowed(self) -> str:
+        """Why the topic of releases is not followed, and what to do; empty where it is."""
+        if self.follows():
+            return ""
+        if self.releases.follow == "off":
+            return 'releases.follow = "off"'
+        return f'encoding.encoder = "{self.encoding.encoder}" names an encoder; releases.follow = "on" follows promotions all the same'
+
     def declared(self) -> list[dict[str, Any]]:
         """The platforms as JSON that another process reads as these same mappings: by the keys of the settings file, such as `in` of a filter."""
         rows = [platform.model_dump(mode="json", by_alias=True) for platform in self.platforms]

@@ -18,6 +18,7 @@ from streams.core.settings import Settings
 from streams.core.tasks import Tasks, signalled, until
 from streams.ingest.normalise import Normaliser
 from streams.monitoring.metrics import Metrics
+from streams.processes.activity import Activity
 from streams.processes.backlog import Backlog
 from streams.processes.gauges import add_gauges
 from streams.processes.restoring import Restorer
@@ -181,6 +182,7 @@ class Worker:
         self.spawn(self.tablets.flush_forever())
         self.app.finalize()
         await self.app.start()
+        self.spawn(Activity(self.metrics, self.backlog.records).tell())
         self.spawn(self._watch())
         self.spawn(frozen(self.ready))
 

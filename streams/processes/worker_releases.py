@@ -14,6 +14,7 @@ from schemas.releases import Release
 from streams.core.settings import Settings
 from streams.monitoring.drift import Drift
 from streams.monitoring.metrics import Metrics
+from streams.processes.unfollowed import Unfollowed
 from streams.profile.recompute import Recomputer
 from streams.profile.reencode import Reencoder
 from streams.releases.bundle_fetch import load_release, opening
@@ -52,6 +53,7 @@ class Lifecycle:
         self.swapper = Swapper(Lineup(encoder), releases, load, store.table, pool, metrics, cache, r.retry_s, self._switched)
         if release is not None:
             self.swapper.began(release)
+        self.unfollowed = Unfollowed(settings, lambda: self.lineup().serving.version)
         names = {p.code: p.name for p in settings.platforms}
         d = settings.drift
         self.drift = Drift(d.window_s, d.reference_h, d.psi, d.share, d.alpha, d.least, self._drifted)
@@ -99,11 +101,14 @@ class Lifecycle:
             found.append(self.swapper.follow(s.kafka, s.topic("releases")))
             if s.releases.decide:
                 found.append(self._decider.forever())
+        else:
+            found.append(self.unfollowed.forever())
         return found
 
     def health(self) -> dict[str, Any]:
         """Return the encoders, the refused releases with reasons, and the drift alarms, for the endpoint's health answer."""
-        return {"encoders": self.lineup().health(), "refused": self.swapper.refused, "drift": self.drift.alarms()}
+        not_followed = {"not_followed": self.unfollowed.warning} if self.unfollowed.warning else {}
+        return {"encoders": self.lineup().health(), "refused": self.swapper.refused, "drift": self.drift.alarms(), **not_followed}
 
     def _sums(self) -> Sums:
         return self.observer.trial.whole if self.observer.trial is not None else Sums()

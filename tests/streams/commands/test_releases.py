@@ -64,10 +64,10 @@ def test_life_of_a_release(currents: Currents, tmp_path: Path) -> None:
         assert currents.json("releases", "try", "--bundle", str(v1), "--share", "0.5", "--why", "a test")["state"] == "canary"
         until(lambda: currents.json("releases", "list")["worker"]["encoders"]["candidate"] == "v1")
         assert "candidate v1 is on trial" in currents("releases", "try", "--bundle", str(v2), status=1)
-        assert currents.json("releases", "promote")["previous"] == "baseline-3"
+        assert currents.json("releases", "promote", "--force")["previous"] == "baseline-3"
         until(lambda: serving() == "v1")
         assert currents.json("releases", "list")["candidate"] is None
-        assert currents.json("releases", "promote", "--bundle", str(v2))["state"] == "promoted"
+        assert currents.json("releases", "promote", "--force", "--bundle", str(v2))["state"] == "promoted"
         until(lambda: serving() == "v2")
         assert currents.json("releases", "rollback", "--why", "worse")["version"] == "v1"
         until(lambda: serving() == "v1")
@@ -78,8 +78,8 @@ def test_life_of_a_release(currents: Currents, tmp_path: Path) -> None:
 
         # a bundle that is broken: refused here, and by the worker where it is written all the same
         rewrite(v1, version="v3", dims=32)
-        assert "want (3596, 32), got (3596, 64)" in currents("releases", "promote", "--bundle", str(v1), status=1)
-        currents("releases", "promote", "--bundle", str(v1), "--no-check")
+        assert "want (3596, 32), got (3596, 64)" in currents("releases", "promote", "--force", "--bundle", str(v1), status=1)
+        currents("releases", "promote", "--force", "--bundle", str(v1), "--no-check")
         refused = until(lambda: currents.json("releases", "list")["worker"]["refused"])
         assert "want (3596, 32)" in refused["v3"]
         assert serving() == "v2"
