@@ -248,7 +248,7 @@ def empty(folder: Path) -> int:
 
 
 def last_words(worker: WorkerProcess) -> str:
-    """Return the last line of a worker's log, without the parts that differ between workers."""
+    """Return a worker's last error line, else its last line, without numbers and paths, which differ between workers."""
     lines = [line for line in worker.says().splitlines() if line.strip()]
     mine = [line for line in lines if line.startswith("currents:")] or lines[-1:] or ["nothing"]
     return re.sub(r"\d+", "N", re.sub(r"/\S*/", "", mine[-1]))[:160]

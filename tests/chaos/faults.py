@@ -63,7 +63,7 @@ class Chaos:
         self.terms += 1
         return f"ended with {status}"
 
-    def _early(self, fault: Fault, slot: Slot) -> None:
+    def _wait_for_state(self, fault: Fault, slot: Slot) -> None:
         """Wait for the worker's state that the fault's way demands: `starting` means an early state."""
         if fault.way == "starting":
             until(lambda: slot.alive, HIT_S)
@@ -74,11 +74,11 @@ class Chaos:
     # Faults that end a worker
 
     def kill(self, fault: Fault, slot: Slot) -> str:
-        self._early(fault, slot)
+        self._wait_for_state(fault, slot)
         return self._kill(slot) or (until(lambda: slot.alive, HIT_S) and self._kill(slot)) or ""
 
     def term(self, fault: Fault, slot: Slot) -> str:
-        self._early(fault, slot)
+        self._wait_for_state(fault, slot)
         return self._term(slot) or (until(lambda: slot.alive, HIT_S) and self._term(slot)) or ""
 
     def kill_at(self, fault: Fault, slot: Slot) -> str:
@@ -130,7 +130,7 @@ class Chaos:
         joiner = self.c.slots[-1]
         deadline = time.monotonic() + HIT_S
         while not hit.exists() and time.monotonic() < deadline:
-            if not joiner.lock.acquire(timeout=1):  # another fault starts the joiner
+            if not joiner.lock.acquire(timeout=1):  # another fault uses the joiner
                 continue
             try:
                 if joiner.alive:
@@ -164,7 +164,7 @@ class Chaos:
         worker = self.c.ready(slot)
         slot.paused = True
         worker.pause()
-        return self._still(fault, slot)
+        return self._pause(fault, slot)
 
     def stop_at(self, fault: Fault, slot: Slot) -> str:
         self.c.ready(slot)
@@ -174,9 +174,9 @@ class Chaos:
         if not self.c.hit(slot, fault.way, hit, HIT_S):
             return ""
         slot.paused = True
-        return self._still(fault, slot)
+        return self._pause(fault, slot)
 
-    def _still(self, fault: Fault, slot: Slot) -> str:
+    def _pause(self, fault: Fault, slot: Slot) -> str:
         worker = slot.worker
         assert worker is not None
         stopped = until(lambda: state(worker.process.pid) == "T", 5)
