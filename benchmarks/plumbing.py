@@ -1,4 +1,4 @@
-"""Currents beside Quix Streams, stock Faust and a bare confluent-kafka loop: same Kafka, events, fold and bytes, an encoder that takes no time."""
+"""Compares Currents with Quix Streams, stock Faust and a bare confluent-kafka loop: same Kafka, events, fold and bytes, an encoder without cost."""
 
 import argparse
 
@@ -10,7 +10,7 @@ FAUST = 0.1  # stock Faust gets so much of the events: it is that slow
 
 
 def main() -> None:
-    """Medians; the order of systems is the same in every turn, so that none is always first after a start."""
+    """Record medians. The order of systems is the same in every turn, so that none is always first after a start."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=N)
     parser.add_argument("--runs", type=int, default=RUNS)
