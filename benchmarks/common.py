@@ -76,7 +76,7 @@ def median(values: Iterable[float]) -> float:
 @contextlib.contextmanager
 def kafka(compacts: bool = False) -> Iterator[str]:
     """Run an Apache Kafka broker with 1 GiB of heap. `compacts`: compact the changelogs, which costs CPU but saves the disk in a long run."""
-    compacting = PROPERTIES + "log.cleaner.enable=true\nlog.segment.bytes=134217728\n"  # of one setting twice the last counts
+    compacting = PROPERTIES + "log.cleaner.enable=true\nlog.segment.bytes=134217728\n"  # the last value of a repeated setting counts
     with ApacheKafka(heap_mb=1024, properties=compacting if compacts else PROPERTIES) as broker:
         yield broker.bootstrap
 

@@ -105,7 +105,7 @@ class Stages:
 
     def seconds(self, work: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
         """Return the core-seconds (or seconds, by `clock`) of a stage per million events: the minimum of several runs."""
-        work()  # the items are projected, pages are there
+        work()  # warm-up: projects the items, maps memory pages
         took = []
         for _ in range(RUNS):
             began = clock()
@@ -120,7 +120,7 @@ def stages(folder: Path, batch: int, encoders: dict[str, str]) -> tuple[dict[str
     found = {work.__name__: s.seconds(work) for work in (s.mapping, s.fold, s.featurize, s.portrait, s.rocksdb)}
     for name, bundle in encoders.items():
         found[f"encode, {name}"] = s.seconds(s.encode(bundle))
-        if name != "baseline" and not name.endswith("int8"):  # that is for CPUs
+        if name != "baseline" and not name.endswith("int8"):  # int8 runs on CPUs only
             gpu[name] = round(1e6 / s.seconds(s.encode(bundle, "cuda"), time.perf_counter)) if _has_gpu() else None
     s.tablet.close()
     return {name: round(value, 2) for name, value in found.items()}, gpu

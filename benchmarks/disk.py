@@ -1,6 +1,6 @@
 """Size of a user in RocksDB, on disk and in memory, separately for full windows of 64 events and for profiles with portraits of ten interests.
 
-python -m benchmarks.disk --users 1000000    # all of a million; by default a part of them, and what follows for a million
+python -m benchmarks.disk --users 1000000    # all of a million users; by default a part of them, extrapolated to a million
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
     resident = process.memory_info().rss
     tablet = Tablet(0, folder / "tablet-0", Cache(CACHE_MB << 20))
     interests, raw = [], 0
-    order = r.permutation(n)  # users do not come by name: files written in order would be moved down as they are, and stay in lz4
+    order = r.permutation(n)  # random order: RocksDB would move ordered files down unchanged, compressed with lz4
     for start in range(0, n, BATCH):
         users = [f"user-{k:08d}".encode() for k in order[start : start + BATCH]]
         full = windows(len(users), r, keys)

@@ -25,7 +25,7 @@ from training.metrics import METRICS
 from training.scorers import decayed_mean
 from training.splits import leave_one_out
 
-DIMS = 192  # of the shipped tower
+DIMS = 192  # dims of the shipped tower
 
 
 def films() -> None:

@@ -63,7 +63,9 @@ def fill(folder: Path, users: int, partitions: int) -> None:
             tablet.write(mine)
     for tablet in tablets:
         tablet.flush()
-        while any(tablet.family(f).property_int_value(p) for f in FAMILIES for p in UNFINISHED):  # what is measured is not the filling
+        while any(
+            tablet.family(f).property_int_value(p) for f in FAMILIES for p in UNFINISHED
+        ):  # compactions of the filling must not run during the measurement
             time.sleep(0.1)
         tablet.close()
 

@@ -34,7 +34,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 CALM_S, STORM_S, AFTER_S, CALM, RATIO, USERS = 8.0, 15.0, 45.0, 1500, 2.0, 20_000
-READS, SAMPLE = 50, 500_000  # reads a second; events whose windows are compared, about
+READS, SAMPLE = 50, 500_000  # reads a second; approximate number of events whose windows are compared
 
 
 class Look(NamedTuple):
@@ -76,7 +76,7 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
     looks, process, reads = [], psutil.Process(), dict[str, float]()
     async with bench(bootstrap) as settings, working(settings) as worker:
         value, whole = worker.metrics.value, CALM_S + storm_s + after_s
-        await send(settings, settings.platforms[0].topic, one_each())  # so that a read that is not answered with 200 is the worker's fault
+        await send(settings, settings.platforms[0].topic, one_each())  # every user has a profile, so an answer other than 200 is the worker's fault
         while value("currents_folded_total") < USERS or worker.backlog.records():
             if worker.failed.done():
                 await worker.failed

@@ -32,7 +32,7 @@ EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
 TRAINING: dict[str, Any] = {
     "preset": "xs", "dims": 64, "max_len": 32, "epochs": 4, "batch_events": 4096, "threads": 2, "log_to": "none", "precision": "no",
 }  # fmt: skip
-LAX = GateRules(gain=-0.9, platform_loss=0.99, cold_loss=0.99, min_cases=0)  # of the first run: it only has to serve
+LAX = GateRules(gain=-0.9, platform_loss=0.99, cold_loss=0.99, min_cases=0)  # gate of the first run, whose encoder only has to serve
 STEPS = ("slice", "examples", "train", "align", "bundle", "evaluate", "gate", "announce")
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         ended = "announced"
         try:
             once(settings)
-        except RetrainError as error:  # the gate's word is a result, too
+        except RetrainError as error:  # a refusal by the gate is a result too
             ended = str(error).split("; kept")[0]
         whole = time.monotonic() - began
         (run,) = set(settings.retrain.folder.iterdir()) - before

@@ -27,7 +27,7 @@ FILE = RESULTS / "encoder.json"
 SEED = 0
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-ORDERS: dict[str, Any] = {  # what both logs lack: times, behaviors, values
+ORDERS: dict[str, Any] = {  # switches off parts for data that both logs lack: times, behaviors, values
     "time": False, "mask": 0.0, "weight_behavior": 0.0, "weight_class": 0.0, "weight_value": 0.0, "residual_min_count": 1,
     "log_to": "none", "threads": 1, "checkpoint_steps": 10_000, "seed": SEED,
 }  # fmt: skip

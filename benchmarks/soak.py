@@ -106,7 +106,7 @@ async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> li
                 await asyncio.sleep(EVERY_S)
                 if worker.process.poll() is not None:
                     raise RuntimeError(f"the worker ended with {worker.process.returncode}: {worker.says()[-2000:]}")
-                with contextlib.suppress(httpx.TransportError):  # a busy machine: one look less
+                with contextlib.suppress(httpx.TransportError):  # a busy machine: skip this sample
                     looks.append(await asyncio.to_thread(look, worker, process, ages, began))
                 if looks and len(looks) % 60 == 0:
                     print(looks[-1], file=sys.stderr, flush=True)

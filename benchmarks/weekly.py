@@ -35,7 +35,7 @@ from matplotlib import pyplot as plt
 WEEKS, EVENTS, USERS, TURN, WEEK_MS, START_MS = 7, 14_000, 800, 0.2, 7 * 86_400_000, 1_755_000_000_000
 RECIPE = Recipe(preset="xs", dims=64, max_len=32, time=False, negatives=0, batch_users=64, batch_events=1024, lr=3e-3, ema=0.99, epochs=14,
                 precision="no", log_to="none", threads=1)  # fmt: skip
-RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a week: tighter bounds refuse at random
+RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a week: tighter bounds would refuse at random
 
 
 class Weeks:
@@ -58,7 +58,9 @@ class Weeks:
         self._n += 1
 
     def _week(self) -> Iterator[tuple[str, bytes]]:
-        times = count(START_MS + self._n * WEEK_MS, WEEK_MS // (2 * self._events))  # about two looks at the clock an event, so within the week
+        times = count(
+            START_MS + self._n * WEEK_MS, WEEK_MS // (2 * self._events)
+        )  # the world reads the clock about twice per event, so times stay within the week
         good = (e for e in self._world.events(lambda: next(times)) if e.kind != "bad" and e.value is not None)
         yield from ((e.platform, e.value or b"") for e in islice(good, self._events))
 
@@ -124,7 +126,7 @@ def main() -> None:
         weeks.live(0.0)
         weeks.live(0.0)
         trained(root / "run-1", weeks.data(range(2), root / "data-1"), "baseline")
-        serving = first = str(root / "run-1" / "bundle")  # whatever the gate says: both begin with it
+        serving = first = str(root / "run-1" / "bundle")  # both start with this encoder, whatever the gate's result
         for week in range(2, 2 + asked.weeks):
             weeks.live(TURN if week > 2 else 0.0)
             both = weeks.data(range(week - 1, week + 1), root / f"data-{week}")

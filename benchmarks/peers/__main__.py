@@ -136,7 +136,7 @@ def main() -> None:
         figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
         note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
         machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
-        of_all: dict[str, Any] = {"machine": machine, "command": "make bench ONLY=peers"}  # each run says its own
+        of_all: dict[str, Any] = {"machine": machine, "command": "make bench ONLY=peers"}  # each run has its own command
         record("peers", figures, "hit rate, NDCG", note, **of_all, runs=list(rows.values()))
 
     for name in asked.data or PLANS:

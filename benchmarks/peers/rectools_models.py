@@ -202,7 +202,7 @@ def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     warnings.filterwarnings("ignore")
     plan = json.loads((folder / "plan.json").read_text())
-    data = dict(np.load(folder / "split.npz"))  # once: an npz file reads an array anew at every look
+    data = dict(np.load(folder / "split.npz"))  # a dict, because an npz file reads an array at every access
     torch.set_num_threads(plan["threads"])
     seed_everything(plan["seed"])
     model = model_of(name, plan, Watch(Held(data, "valid"), plan["max_len"], plan["patience"], f"RecTools {name}"))

@@ -28,7 +28,7 @@ from streams.ingest.normalise import mappers
 from streams.transport.reading import read_topic
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
-BATCHED = 256  # windows that Quix Streams makes profiles of at once, gathered by hand
+BATCHED = 256  # windows in a batch that the Quix Streams job collects by hand
 COMPARED = 500  # profiles whose vectors are compared
 
 

@@ -24,7 +24,7 @@ from schemas.windows import Policy, fold, row_of
 
 PLATFORM = "shop"
 POLICY = Policy(64)
-NO_INTERESTS = b"\x90"  # an empty MessagePack array: portraits are Currents' own, so they are off everywhere
+NO_INTERESTS = b"\x90"  # an empty MessagePack array: only Currents has portraits, so all systems run without
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Job:
         vectors = encoder.encode(fitted(features, encoder.max_len, POLICY), self.table)
         last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         unknown = (features.mask & (features.items == 0)).sum(1)
-        if len(users) == 1:  # sooner done so than by what is made for many
+        if len(users) == 1:  # faster for one profile than the batch code
             profile = Profile(
                 users[0].decode(), at, int(last[0]), received[0], int(features.lengths[0]), int(unknown[0]),
                 encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, pack_vector(vectors[0]),

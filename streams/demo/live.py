@@ -205,14 +205,14 @@ def _ranking(settings: Settings, worker: Worker, world: World, windows: list[byt
     store, codes = worker.store, {p.name: p.code for p in settings.platforms}
     platform = np.zeros(store.table.size, np.uint8)
     platform[store.index([item_name(t.platform, t.id) for t in world.things])] = [codes[t.platform] for t in world.things]
-    some = comparable(store.table, windows, RANKED_USERS)
+    ranked = comparable(store.table, windows, RANKED_USERS)
     baseline = Baseline(worker.tower.dims, worker.tower.space_id)
-    live, day_0 = (hits(e, store.table, platform, some) for e in (worker.encoder, baseline))
+    live, day_0 = (hits(e, store.table, platform, ranked) for e in (worker.encoder, baseline))
     return {
         "encoder": worker.encoder.version,
-        "ranked_users": len(some),
-        "hr10": round(float(live.mean()), 4) if some else None,
-        "hr10_decayed_mean": round(float(day_0.mean()), 4) if some else None,
+        "ranked_users": len(ranked),
+        "hr10": round(float(live.mean()), 4) if ranked else None,
+        "hr10_decayed_mean": round(float(day_0.mean()), 4) if ranked else None,
     }
 
 
