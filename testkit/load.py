@@ -59,3 +59,9 @@ def plain(r: random.Random, event_id: str, at_ms: int, users: int) -> bytes:
     behavior = r.choice(("view", "view", "click", "cart", "buy", "hide"))
     user, item = int(users * r.random() ** 2), r.randrange(600)
     return orjson.dumps({"account": f"u{user}", "item": f"i{item}", "behavior": behavior, "time": at_ms, "id": event_id, "value": r.random()})
+
+
+def event_row(user: str, n: int = 0) -> bytes:
+    """One event of a user on item n, some seconds ago."""
+    now = time.time_ns() // 1_000_000
+    return orjson.dumps({"account": user, "item": f"i{n}", "behavior": "view", "time": now - 9000 + n, "id": f"{user}-{n}"})

@@ -20,6 +20,7 @@ from training.splits import DataError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 JobFile = Annotated[Path, typer.Argument(help="JSON of training.job.Job")]
+WORSE = 3  # exit status
 Out = Annotated[Path, typer.Option(help="Folder of the new bundle")]
 
 
@@ -31,17 +32,20 @@ def say(text: str) -> None:
 
 @app.command()
 def train(job_file: JobFile, out: Out, work: Annotated[Path | None, typer.Option(help="Checkpoints and logs; OUT.run by default")] = None) -> None:
-    """Train, evaluate against the baselines, export."""
+    """Train, evaluate against the baselines, export. Exit status 3 where the result is shown to be worse than its start."""
     from training.run import train_and_export
 
     job = read(job_file)
     must_be_new(out)
     folder = work or out.with_name(out.name + ".run")
     folder.mkdir(parents=True, exist_ok=True)
-    bundle = train_and_export(job, out, folder, say)
-    if bundle is not None:
+    made = train_and_export(job, out, folder, say)
+    if made is not None:
+        bundle, verdict = made
         say(f"{bundle.folder}: {bundle.manifest.version}")
         print(json.dumps({"bundle": str(bundle.folder), "version": bundle.manifest.version, "metrics": bundle.manifest.metrics}))
+        if verdict.worse:
+            raise typer.Exit(WORSE)
 
 
 @app.command()

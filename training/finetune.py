@@ -125,13 +125,32 @@ class Run:
     def to_the_end(self) -> Trained:
         """Every epoch that is left, until validation has not improved for `patience` epochs; then the weights of the best epoch."""
         loop, recipe, console = self._loop, self._recipe, Console(stderr=True)
+        if not (loop.epoch or loop.step):
+            self._measure_start()
         with Progress(console=console, disable=not (self._accelerator.is_main_process and console.is_terminal), transient=True) as progress:
             while loop.epoch < recipe.epochs and loop.epoch - loop.best_epoch <= recipe.patience:
                 self._epoch(progress)
+        self._note(self._ended())
         self._accelerator.end_training()
         final = copy.deepcopy(self._average.module).cpu()
         self._checkpoints.restore_best(final)
         return Trained(merged(final, recipe).eval(), self._residual, loop.history, self._losses)
+
+    def _measure_start(self) -> None:
+        """Validation before the first step: the start counts as an epoch when the best one is chosen."""
+        loop, model = self._loop, self._average.module
+        found = rank(model_scores(model, self._data, self._residual), self._data, self._valid)
+        if not len(found.rank):
+            return
+        loop.best = float(METRICS["ndcg@10"](found.rank).mean())
+        self._note(f"start: valid_ndcg@10 {loop.best:.4f}, valid_hr@10 {float((found.rank <= 10).mean()):.4f}")
+        self._checkpoints.keep(model)
+
+    def _ended(self) -> str:
+        """Why training ended, and which epoch is kept."""
+        loop, epochs, patience = self._loop, self._recipe.epochs, self._recipe.patience
+        early = f"stopped early after epoch {loop.epoch}/{epochs}, the last {patience} of which were no better; " if loop.epoch < epochs else ""
+        return early + ("no epoch is better than the start, which is kept" if loop.best_epoch < 0 else f"epoch {loop.best_epoch + 1} is kept")
 
     def _epoch(self, progress: Progress) -> None:
         """The steps of the epoch that are left, validation, and a checkpoint."""

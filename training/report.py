@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.recipe import Recipe
+from training.verdict import Verdict
 
 SHOWN = ("hr@10", "ndcg@10", "recall@50", "mrr")
 STYLE = (
@@ -15,16 +16,21 @@ STYLE = (
 )
 
 
-def write_report(path: Path, version: str, results: Mapping[str, Any], history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
-    """Write the page."""
+def write_report(
+    path: Path, version: str, results: Mapping[str, Any], history: Sequence[Mapping[str, float]], recipe: Recipe, verdict: Verdict
+) -> None:
+    """Write the page: the verdict first."""
     about = f"{results['cases']} test targets; {html.escape(results['policy'])}. Means with 95 % bootstrap intervals."
-    parts = [f"<h1>{html.escape(version)}</h1><p>{about}</p>"]
+    *figures, meaning = verdict.lines()
+    listed = "".join(f"<li>{html.escape(line)}</li>" for line in figures)
+    parts = [f"<h1>{html.escape(version)}</h1><p><b>{html.escape(meaning)}</b></p><ul>{listed}</ul><p>{about}</p>"]
     for part in next(iter(results["models"].values())):
         rows = "".join(_row(name, slices[part]) for name, slices in results["models"].items())
         head = "".join(f"<th>{m}</th>" for m in (*SHOWN, "coverage@10", "concentration@10"))
         cases = next(iter(results["models"].values()))[part]["cases"]
         parts.append(f"<h2>{html.escape(part)}: {cases} cases</h2><table><tr><th>model</th>{head}</tr>{rows}</table>")
     parts += [_image(_bars(results)), _image(_course(history))]
+    parts += [_behavior(platform, rows) for platform, rows in results.get("behavior", {}).items()]
     parts.append(f"<h2>recipe</h2><pre>{html.escape(recipe.model_dump_json(indent=1))}</pre>")
     path.write_text(f"<!doctype html><meta charset=utf-8><title>{html.escape(version)}</title><style>{STYLE}</style>{''.join(parts)}\n")
 
@@ -33,6 +39,14 @@ def _row(name: str, r: Mapping[str, Any]) -> str:
     cells = [f"{r[m]['mean']:.4f} <small>({r[m]['low']:.4f}–{r[m]['high']:.4f})</small>" for m in SHOWN]
     cells += [f"{r['coverage@10']:.3f}", f"{r['concentration@10']:.3f}"]
     return f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>"
+
+
+def _behavior(platform: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """How well the behavior of each event is told, its own hidden."""
+    head = "<tr><th>behavior</th><th>precision</th><th>recall</th><th>f1</th><th>events</th></tr>"
+    cells = {name: [*(f"{r[k]:.3f}" for k in ("precision", "recall", "f1-score")), str(int(r["support"]))] for name, r in rows.items()}
+    body = "".join(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for name, row in cells.items())
+    return f"<h2>behavior of each event, its own hidden: {html.escape(platform)}</h2><table>{head}{body}</table>"
 
 
 def _figure(width: float) -> Any:
@@ -60,12 +74,15 @@ def _bars(results: Mapping[str, Any]) -> Any:
 
 def _course(history: Sequence[Mapping[str, float]]) -> Any:
     figure, axis = _figure(9)
-    axis.plot([row["loss"] for row in history], label="loss")
+    epochs = range(1, len(history) + 1)  # as the terminal counts them
+    axis.plot(epochs, [row["loss"] for row in history], marker="o", label="loss")
+    axis.set_xticks(epochs)
     axis.set_xlabel("epoch")
     axis.set_ylabel("loss")
     right = axis.twinx()
-    right.plot([row["valid_ndcg@10"] for row in history], color="tab:green", label="validation NDCG@10")
+    right.plot(epochs, [row["valid_ndcg@10"] for row in history], marker="o", color="tab:green", label="validation NDCG@10")
     right.set_ylabel("validation NDCG@10")
+    figure.legend(fontsize=8, loc="upper center", ncols=2)
     return figure
 
 

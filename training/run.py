@@ -29,12 +29,13 @@ from training.report import write_report
 from training.scorers import decayed_mean, model_scores, popularity, recent_popularity, served
 from training.splits import Cases, Split, elsewhere
 from training.tagging import tags
+from training.verdict import Verdict, judged
 
 Say = Callable[[str], None]
 
 
-def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | None:
-    """Train, compare with what there was before, export, write the report. None on all processes but the first."""
+def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> tuple[Bundle, Verdict] | None:
+    """Train, compare with what there was before, export, write the report, say the verdict. None on all processes but the first."""
     log, tower = job.load(say)
     split = job.split(log)
     counts = log.counts(split.trained(len(log.rows)))
@@ -48,12 +49,15 @@ def train_and_export(job: Job, out: Path, folder: Path, say: Say) -> Bundle | No
     trained.model.round_residuals()
     models = {"before": before(job, log), "trained": model_scores(trained.model, log, trained.residual), **baselines(log, counts)}
     found = {name: rank(score, log, split.test) for name, score in models.items()}
-    results = compared(found, log, split, split.test)
+    results = {**compared(found, log, split, split.test), "behavior": tags(trained.model, log, trained.residual, split.test)}
+    verdict = judged(found, Path(job.recipe.start).name if job.recipe.start else "untrained: the decayed mean of its newest events")
     metrics = {k: round(v["mean"], 4) for k, v in results["models"]["trained"]["all"].items() if isinstance(v, dict)}
     keys = log.catalogue.table.keys[np.flatnonzero(trained.residual)]
     bundle = export(trained.model, out, tower.space_id, job.recipe.preset, keys, metrics)
-    write_report(out.with_name(out.name + ".report.html"), bundle.manifest.version, results, trained.history, job.recipe)
-    return bundle
+    write_report(out.with_name(out.name + ".report.html"), bundle.manifest.version, results, trained.history, job.recipe, verdict)
+    for line in verdict.lines():
+        say(line)
+    return bundle, verdict
 
 
 def exported(job: Job, out: Path, name: str, model: Path | None, int8: bool, weights: bool, say: Say) -> Bundle:

@@ -16,7 +16,9 @@ from schemas.formats import framed
 from schemas.items import Item
 from schemas.mapping import Deleted, Mapper, Metadata, Rejected
 from streams.commands.terminal import out
+from streams.commands.terminal import show as show_drawn
 from streams.core.errors import SettingsError
+from streams.core.printable import printable
 from streams.core.settings import Settings
 
 SHOWN = 80  # characters of an example
@@ -114,7 +116,7 @@ def show(found: Tried) -> None:
             table = Table(*row, box=None)
         table.add_row(*(_cell(v) for v in row.values()))
     if table is not None:
-        out.print(table)
+        show_drawn(table)
     s = summary(found)
     made = f"{s['items']:,} items" if found.items else f"{s['events']:,} events"
     out.print(f"{s['records']:,} records: {made}, {s['filtered']:,} left out on purpose, {found.reasons.total():,} dead letters", highlight=False)
@@ -128,4 +130,4 @@ def show(found: Tried) -> None:
 
 def _cell(value: Any) -> Text:
     text = "" if value is None else ", ".join(value) if isinstance(value, list) else str(value)
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+    return Text(printable(text))

@@ -113,10 +113,12 @@ def _flush(client: Any, seconds: float) -> None:
 
 
 def key_of(mapper: Mapper, value: bytes, items: bool) -> tuple[bytes | None, Rejected | None]:
-    """The account of an event, or the id of an item, if the mapping finds it; and why not."""
+    """The account of an event, or the id of the first item, if the mapping finds it; and why not."""
     if items:
-        item = mapper.item(value)
-        return (None, item) if isinstance(item, Rejected) else (item.item.split(":", 1)[1].encode(), None)
+        found = mapper.items(value)
+        if isinstance(found, Rejected):
+            return None, found
+        return (found[0].item.split(":", 1)[1].encode() if found else None), None
     events = mapper.events(value, "", 0, 0, time.time_ns() // 1_000_000)
     if isinstance(events, Rejected):
         return None, events

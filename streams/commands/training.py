@@ -37,7 +37,10 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Training processes: one a GPU, or several on the CPU")] = 1,
     config: Config = None,
 ) -> None:
-    """Train an encoder on a log and export it; a run that was stopped goes on where it was. Last line: JSON with the bundle's metrics."""
+    """Train an encoder on a log and export it; a run that was stopped goes on where it was. Exit status 3 if the result is worse than its start.
+
+    Last line: JSON with the bundle's metrics.
+    """
     given = {k: v for k, v in (("preset", preset), ("epochs", epochs), ("seed", seed)) if v is not None}
     with job(load(config), data, change, given) as file:
         start(["-m", "training", "train", str(file), "--out", str(out_folder)], processes)

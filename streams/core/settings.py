@@ -42,6 +42,9 @@ class Kafka(Section):
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed", description="Transactions on the platforms' topics: their records are taken once committed, or as they come"
     )
+    out_of_range: Literal["earliest", "latest", "stop"] = Field(
+        "earliest", description="Where to read on if a log ends before the group's offset (restored, made anew); `stop`: the worker ends"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="Protocol towards the brokers")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="SASL mechanism, with a SASL protocol")
     sasl_username: str | None = Field(None, description="SASL user")
@@ -70,6 +73,7 @@ class Worker(Section):
     )
     session_timeout_s: float = Field(6.0, gt=0, description="Seconds without heartbeat after which the group gives a worker up")
     commit_interval_s: float = Field(1.0, gt=0, description="Seconds between offset commits")
+    max_away_s: float = Field(30.0, ge=0, description="Seconds without brokers after which `/readyz` answers 503; 0: it goes on answering 200")
     cache_mb: int = Field(64, ge=1, description="RocksDB block cache of the whole worker, MiB")
     write_buffer_mb: int = Field(8, ge=1, description="RocksDB memtable of one tablet's table, MiB")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")

@@ -17,7 +17,10 @@ def add_gauges(metrics: Metrics, tablets: Tablets, store: ItemStore, backlog: Ba
     gauge("currents_rocksdb_memory_bytes", "RocksDB memtables", lambda: tablets.total("memory"))
     gauge("currents_items_known", "Items with a vector", lambda: store.table.size - 1)
     gauge("currents_tablets", "Tablets of this worker", lambda: sum(1 for _ in tablets))
-    gauge("currents_lag_records", "Records assigned to this worker and not yet acked", backlog.records)
+    lag = "Records assigned to this worker and not yet acked; NaN while the brokers are away"
+    gauge("currents_lag_records", lag, lambda: float("nan") if app.brokers_away() else backlog.records())
+    gauge("currents_brokers_silent_seconds", "Since the brokers last knew this worker", app.brokers_silent_s)
     gauge("currents_encoder_failing_seconds", "For how long the encoder has failed; 0 while it works", guard.failing_s)
     gauge("currents_late_items", "Items whose users are to be encoded again", late.pending)
+    gauge("currents_out_of_range", "Partitions whose log did not have the group's offset", lambda: app.consumer.out_of_range)
     gauge("currents_lost_batches", "Batches that Faust lost and that were read again", lambda: app.lost_batches)

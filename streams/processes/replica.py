@@ -34,14 +34,13 @@ from streams.releases.routing import Lineup
 from streams.serve.ranking import Ranker
 from streams.serve.responses import Problem, not_yet
 from streams.serve.server import serve
-from streams.state.followers import Behind, Follower, follow_items
+from streams.state.followers import Behind, Follower, follow_items, header
 from streams.state.item_store import ItemStore, load_items
 from streams.state.tablets import Tablets
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, identity
 
 log = logging.getLogger("currents.replica")
-BEHIND = "x-currents-behind"
 
 
 class Replica:
@@ -190,12 +189,6 @@ class Replica:
         self.tablets.close()
         self.socket.close()
         self._lock.close()
-
-
-def header(behind: Behind) -> dict[str, str]:
-    """`x-currents-behind: records=12, seconds=0.104`; what is not known is left out (a dictionary of RFC 9651)."""
-    known = ([] if behind.records is None else [f"records={behind.records}"]) + ([] if behind.seconds is None else [f"seconds={behind.seconds:.3f}"])
-    return {BEHIND: ", ".join(known)} if known else {}
 
 
 def keep(folder: Path, changelog: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from faust.types import TP
+
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks
 from streams.monitoring.metrics import Metrics
@@ -12,6 +14,7 @@ from streams.profile.encoder_guard import Guard
 from streams.profile.reencode import Reencoder
 from streams.serve.ranking import Ranker
 from streams.serve.responses import not_yet
+from streams.state.followers import Behind, header
 from streams.state.tablets import Tablets
 from streams.transport.faust_batches import BatchApp
 from streams.transport.sender import partition_of
@@ -59,8 +62,13 @@ class WorkerSource:
         return profile
 
     def freshness(self, users: Sequence[bytes]) -> Mapping[str, str]:
-        """Return no freshness headers: a worker's stored profiles are current."""
-        return {}
+        """What a worker has stored is what it has published. While the brokers are away: for how long, and what waited for these users by then."""
+        if not self.app.brokers_away():
+            return {}
+        topic = self.settings.topic("events")
+        lags = [self.app.lag(TP(topic, p)) for p in {self._partition(u) for u in users} if self.tablets.get(p) is not None]
+        known = [lag for lag in lags if lag is not None]
+        return header(Behind(sum(known) if len(known) == len(lags) else None, self.app.brokers_silent_s()))
 
     def ranker(self) -> Ranker:
         """Return the worker's ranker."""
@@ -74,12 +82,17 @@ class WorkerSource:
         if self.tasks.failed.done():
             return {"status": "failed"}
         failing_s, about = self.guard.failing_s(), self.lifecycle.health()
+        if self.app.brokers_away():
+            return {"status": "brokers away", "seconds": round(self.app.brokers_silent_s(), 1), **about}
         return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
         """Return the worker's tablets. Raises a 503 error until all are restored."""
         if not self.is_ready():
             raise not_yet("tablets are being restored")
+        longest = self.settings.worker.max_away_s
+        if longest and self.app.brokers_away() and self.app.brokers_silent_s() > longest:
+            raise not_yet(f"the brokers have been away for {self.app.brokers_silent_s():.0f} s (worker.max_away_s)")
         return {"status": "ready", "tablets": sorted(t.partition for t in self.tablets)}
 
     def fail(self, error: Exception) -> None:

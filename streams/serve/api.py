@@ -3,23 +3,28 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar, Protocol
 
 import httpx
 import orjson
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 from schemas.profiles import decode_profile
 from streams.core.clock import now_ms
 from streams.core.errors import StorageError
 from streams.core.settings import Settings
 from streams.monitoring.metrics import Registry
-from streams.serve.models import BatchGet, BatchProfiles, ProfileView, Rank, Ranking, view
+from streams.serve.models import About, BatchGet, BatchProfiles, ProblemView, ProfileView, Rank, Ranking, view
 from streams.serve.ranking import Ranker
-from streams.serve.responses import Problem, answer, binary, encode_id, limit, not_yet, passed_on, rows_of
+from streams.serve.responses import PROBLEM, Problem, answer, binary, encode_id, limit, malformed, not_yet, passed_on, rows_of
 
+ABOUT = "Current interests of users: one vector and one readable portrait each."
 FORWARDED = "x-currents-forwarded"
 TURN = 16  # profiles of a batch that are made before other requests have their turn: about half a millisecond
 
@@ -92,6 +97,12 @@ class Direct:
         await response(scope, receive, send)
 
 
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Answers that are not 200, as the OpenAPI page shows them."""
+    content = {PROBLEM: {"schema": ProblemView.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
 def make_api(source: Source) -> Direct:
     """The endpoint as an ASGI application; its page is at /docs."""
     client = httpx.AsyncClient(timeout=5.0)
@@ -103,7 +114,7 @@ def make_api(source: Source) -> Direct:
         yield
         await client.aclose()
 
-    api = FastAPI(title="Currents", description="Current interests of users: one vector and one readable portrait each.", lifespan=lifespan)
+    api: FastAPI = FastAPIOffline(title="Currents", description=ABOUT, lifespan=lifespan, responses=problems(422, 500))  # its page loads no CDN
 
     def elsewhere(user: bytes, request: Request) -> str | None:
         return None if FORWARDED in request.headers else source.elsewhere(user)
@@ -135,12 +146,26 @@ def make_api(source: Source) -> Direct:
     async def problem(_: Request, error: Problem) -> JSONResponse:
         return error.response()
 
+    @api.exception_handler(RequestValidationError)
+    async def not_as_documented(_: Request, error: RequestValidationError) -> JSONResponse:
+        return malformed(error.errors()).response()
+
+    @api.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        return Problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}; / lists the routes", error.headers).response()
+
     @api.exception_handler(StorageError)
     async def storage(_: Request, error: StorageError) -> Response:
         source.fail(error)
         return not_yet(str(error)).response()
 
-    @api.get("/v1/profiles/{user_id:path}", response_model=ProfileView, responses={404: {}, 503: {}})
+    @api.get("/", response_model=About)
+    async def about() -> dict[str, Any]:
+        """What this is, and where to go on."""
+        routes = [f"{method.upper()} {path}" for path, methods in api.openapi()["paths"].items() for method in methods]
+        return {"name": "Currents", "about": ABOUT, "docs": "/docs", "openapi": "/openapi.json", "routes": routes}
+
+    @api.get("/v1/profiles/{user_id:path}", response_model=ProfileView, responses=problems(404, 503))
     async def get_profile(request: Request, user_id: str, vector: bool = Query(False, description="Add the interest vector")) -> Response:
         """The profile of a user."""
         with timed["get"].time():
@@ -149,7 +174,7 @@ def make_api(source: Source) -> Direct:
                 return passed_on(await ask(url, request, b""))
             return answer(request, shown(local(user), vector, binary(request)), source.freshness([user]))
 
-    @api.post("/v1/profiles:batchGet", response_model=BatchProfiles, responses={503: {}})
+    @api.post("/v1/profiles:batchGet", response_model=BatchProfiles, responses=problems(503))
     async def batch_get(request: Request, body: BatchGet) -> Response:
         """Profiles of many users; ids without a profile are listed apart."""
         with timed["batchGet"].time():
@@ -172,7 +197,7 @@ def make_api(source: Source) -> Direct:
             rows = {"profiles": [found[u] for u in ids if u in found], "unknown": [u for u in ids if u not in found]}
             return answer(request, rows, source.freshness([u.encode() for u in here]))
 
-    @api.post("/v1/profiles/{user_id:path}:rank", response_model=Ranking, responses={404: {}, 409: {}, 503: {}})
+    @api.post("/v1/profiles/{user_id:path}:rank", response_model=Ranking, responses=problems(404, 409, 501, 503))
     async def rank(request: Request, user_id: str, body: Rank) -> Response:
         """Items by their dot product with the user's interest vector, best first. Content may be of items never seen before."""
         with timed["rank"].time():

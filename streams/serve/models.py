@@ -16,6 +16,8 @@ class Body(BaseModel):
 class BatchGet(Body):
     """Which profiles."""
 
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_ids": ["shop:42", "ann"], "vector": False}]})
+
     user_ids: list[str] = Field(description="Users, at most query.max_batch")
     vector: bool = Field(False, description="Add the interest vectors")
 
@@ -31,6 +33,11 @@ class Content(Body):
 
 class Rank(Body):
     """What to rank."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"items": ["shop:sku-1"], "contents": [{"id": "new", "title": "Espresso cups", "categories": ["Kitchen"]}]}]},
+    )
 
     items: list[str] = Field([], description="Items as `platform:item_id`")
     contents: list[Content] = Field([], description="Items by content, seen before or not")
@@ -71,6 +78,29 @@ class InterestView(BaseModel):
     trend: float = Field(description="Share in the newer half of the window minus the older half, -1..1")
     platforms: dict[str, float] = Field(description="Share of each platform in this interest")
     evidence: list[EvidenceView]
+
+
+class ProblemView(BaseModel):
+    """Every answer that is not 200 (RFC 9457, application/problem+json)."""
+
+    type: str = Field("about:blank", description="No kinds of their own: the status says it")
+    title: str = Field(description="Of the status")
+    status: int
+    detail: str = Field(description="What was wrong, in words; names the field with 422")
+    error: str = Field(description="The same as detail")
+    user_id: str | None = Field(None, description="With 404")
+    space_id: str | None = Field(None, description="With 409: the profile's")
+    errors: list[dict[str, str]] | None = Field(None, description="With 422 of a request that is not as documented: field and why of each")
+
+
+class About(BaseModel):
+    """What answers at `/`."""
+
+    name: str
+    about: str
+    docs: str
+    openapi: str
+    routes: list[str]
 
 
 class ProfileView(BaseModel):

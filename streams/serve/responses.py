@@ -1,6 +1,7 @@
 """What the query endpoint answers with: JSON or MessagePack, or a problem."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -9,26 +10,33 @@ import orjson
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-MSGPACK = "application/msgpack"
+MSGPACK, PROBLEM = "application/msgpack", "application/problem+json"
 RETRY_AFTER_S = "1"
 
 
 class Problem(Exception):
-    """An answer that is not 200, as JSON."""
+    """An answer that is not 200, as problem+json (RFC 9457). `error` says the same as `detail`: it is what clients of earlier versions read."""
 
     def __init__(self, status: int, error: str, headers: Mapping[str, str] | None = None, **more: Any) -> None:
         super().__init__(error)
-        self.status, self.headers, self.body = status, dict(headers or {}), {"error": error, **more}
+        self.status, self.headers = status, dict(headers or {})
+        self.body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": error, "error": error, **more}
 
     def response(self) -> JSONResponse:
         """With Retry-After where to come back may help."""
         later = {"Retry-After": RETRY_AFTER_S} if self.status == 503 else {}
-        return JSONResponse(self.body, self.status, later | self.headers)
+        return JSONResponse(self.body, self.status, later | self.headers, PROBLEM)
 
 
 def not_yet(why: str, headers: Mapping[str, str] | None = None) -> Problem:
     """503 with Retry-After."""
     return Problem(503, why, headers)
+
+
+def malformed(errors: Sequence[Any]) -> Problem:
+    """422 for a request that is not as documented: names the first field, and has all of them in `errors`, without their values."""
+    rows = [{"field": ".".join(str(part) for part in e["loc"][1:]) or str(e["loc"][0]), "why": str(e["msg"])} for e in errors]
+    return Problem(422, f"{rows[0]['field']}: {rows[0]['why']}", errors=rows)
 
 
 def encode_id(user_id: str) -> bytes:
@@ -59,7 +67,7 @@ def limit(field: str, n: int, maximum: int) -> None:
 
 def passed_on(response: httpx.Response) -> Response:
     """Another worker's answer as ours."""
-    kept = {k: v for k, v in response.headers.items() if k.lower() in ("content-type", "retry-after")}
+    kept = {k: v for k, v in response.headers.items() if k.lower() in ("content-type", "retry-after", "x-currents-behind")}
     return Response(response.content, response.status_code, kept)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from fastapi.responses import JSONResponse
 
 from streams.serve.api import Source, make_api
+from streams.serve.responses import Problem
 
 KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection: the side that closes first must be theirs
 
@@ -23,8 +23,8 @@ class _Bounded:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope.get("headers", ()))
         if int(headers.get(b"content-length", 0)) > self._maximum or b"chunked" in headers.get(b"transfer-encoding", b""):
-            error = {"error": f"body: want at most {self._maximum} bytes (query.max_body_bytes), with their length"}
-            await JSONResponse(error, 413)(scope, receive, send)
+            problem = Problem(413, f"body: want at most {self._maximum} bytes (query.max_body_bytes), with their length")
+            await problem.response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -20,6 +20,7 @@ from streams.state.tablets import FLUSH_S, STALE_MS, Tablets
 from streams.transport.reading import CHUNK, read_to_end, reader
 
 log = logging.getLogger("currents.following")
+BEHIND = "x-currents-behind"
 NOTE_MS = 30_000  # between notes of how far an idle partition is followed
 
 
@@ -60,6 +61,12 @@ class Behind:
     def within(self, records: int, seconds: float) -> bool:
         """Whether both are known and neither is above its bound."""
         return self.records is not None and self.seconds is not None and self.records <= records and self.seconds <= seconds
+
+
+def header(behind: Behind) -> dict[str, str]:
+    """`x-currents-behind: records=12, seconds=0.104`; what is not known is left out (a dictionary of RFC 9651)."""
+    known = ([] if behind.records is None else [f"records={behind.records}"]) + ([] if behind.seconds is None else [f"seconds={behind.seconds:.3f}"])
+    return {BEHIND: ", ".join(known)} if known else {}
 
 
 class Follower:

@@ -48,7 +48,7 @@ def make_app(settings: Settings, url: str) -> BatchApp:
         datadir=folder,
         autodiscover=False,
     )
-    app.linger_ms = w.linger_ms
+    app.linger_ms, app.out_of_range = w.linger_ms, k.out_of_range
     if k.isolation == "read_committed":
         app.committed_topics = {topic for p in settings.platforms for topic in (p.topic, p.items_topic) if topic}
     return app

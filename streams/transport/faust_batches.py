@@ -22,12 +22,14 @@ from typing import Any
 
 import faust
 from aiokafka import TopicPartition
-from aiokafka.errors import IllegalStateError
+from aiokafka.consumer.fetcher import OffsetResetStrategy
+from aiokafka.errors import IllegalStateError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.events import Event
 from faust.tables import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from streams.core.errors import BrokerError
 from streams.core.fault_points import point
 from streams.transport.isolation import read_committed
 from streams.transport.light_records import empty_range, light
@@ -75,6 +77,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         light(self._consumer, self.app.committed_topics)
         if self.app.committed_topics:
             read_committed(self._consumer, self.app.committed_topics)
+        self._consumer._fetcher._default_reset_strategy = OffsetResetStrategy.NONE  # BatchConsumer._out_of_range decides
         coordinator = self._consumer._coordinator
         heartbeat = coordinator._do_heartbeat
 
@@ -138,6 +141,7 @@ class BatchConsumer(driver.Consumer):
         self._lost: set[TP] = set()  # partitions of which a batch went missing between fetch and ack
         self.lost_batches = 0
         self.holes_reread = 0
+        self.out_of_range = 0  # how often a partition's log did not have the offset that was due
         self.known_at = 0.0  # monotonic seconds: when the group last took this worker for a member
 
     def _new_consumer_thread(self) -> ConsumerThread:
@@ -166,6 +170,7 @@ class BatchConsumer(driver.Consumer):
             for tp, offset in (await self.earliest_offsets(*fresh)).items():
                 await self.seek(tp, offset)
                 due[TP(*tp)] = offset
+                self._committed_offset[TP(*tp)] = None  # also where there was one, of a topic that was deleted
         self._due, self._handled = due, dict(due)
         self._lost.clear()
         self._holes.clear()
@@ -184,7 +189,14 @@ class BatchConsumer(driver.Consumer):
                 self._due[tp] = self._handled[tp]
                 await self._unless_taken(self.seek(tp, self._handled[tp]))
         generation = self.app.consumer_generation_id
-        records, active = await self._wait_next_records(timeout)
+        try:
+            records, active = await self._wait_next_records(timeout)
+        except NoOffsetForPartitionError:  # of a partition that is not sought yet
+            return
+        except OffsetOutOfRangeError as error:
+            for tp, offset in error.args[0].items():
+                await self._unless_taken(self._out_of_range(TP(*tp), offset))
+            return
         if records is None or self.should_stop:
             return
         if self.flow_active and self.app.consumer_generation_id == generation:
@@ -222,6 +234,33 @@ class BatchConsumer(driver.Consumer):
         batch.first, batch.end = records[0].offset if due is None else due, end
         self._due[tp] = end
         return batch
+
+    async def _out_of_range(self, tp: TP, offset: int) -> None:
+        """Go on where the log has records, if it has none at the offset that was due; raises BrokerError if that is not wanted.
+
+        The log was truncated, made anew or restored; or its retention has overtaken the group, and then it is read from where it begins.
+        """
+        due = self._due.get(tp)
+        if due != offset:
+            if due is not None:
+                await self.seek(tp, due)
+            return
+        key = self._new_topicpartition(*tp)
+        first, end = (await self.earliest_offsets(key))[key], (await self.highwaters(key))[key]
+        self.out_of_range += 1
+        told = f"{tp.topic}/{tp.partition}: its log has offsets {first} to {end}, but the group has come to {offset}"
+        if self.app.out_of_range == "stop":
+            raise BrokerError(f'{told}; kafka.out_of_range is "stop": reset the offsets of group {self.app.conf.id}, or change the setting')
+        begin = end if self.app.out_of_range == "latest" and offset > end else first
+        log.warning("%s: going on from %d%s", told, begin, f"; {first - offset} offsets were deleted before they were read" if offset < first else "")
+        for message in list(self._unacked_messages):
+            if message.tp == tp:  # its offsets are of the log that was
+                message.acked = True
+                self._unacked_messages.discard(message)
+        await self.seek(tp, begin)
+        self._due[tp] = self._handled[tp] = begin
+        self._committed_offset[tp] = None
+        self._acked[tp][:] = [begin - 1]
 
     def _pass_empty(self) -> None:
         """Where everything is acked, what the newest fetches passed without any record is done too: markers and aborted records of transactions."""
@@ -285,11 +324,14 @@ class BatchApp(faust.App):
     """For how long a broker may hold a fetch, so that more comes at once."""
     committed_topics: Collection[str] = ()
     """Topics whose transactions are waited for, and left out where they are aborted."""
+    out_of_range = "earliest"
+    """Where to go on if a log does not have the offset that the group has come to: "earliest", "latest" or "stop"."""
     alone = False
     """No broker answers: on the way out nobody is waited for."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, TableManager=NoTables, **options)
+        self._made_at = time.monotonic()
 
     def leave_alone(self) -> None:
         """The brokers are away: `stop` ends everything that would wait for them."""
@@ -317,6 +359,14 @@ class BatchApp(faust.App):
     def is_member(self) -> bool:
         """Whether the group cannot have given this worker up yet. After it stood still its partitions may be another's, before it hears of that."""
         return bool(time.monotonic() - self.consumer.known_at < 0.8 * self.conf.broker_session_timeout)
+
+    def brokers_silent_s(self) -> float:
+        """Seconds since the group last took this worker for a member, or since it has waited for that."""
+        return float(time.monotonic() - (self.consumer.known_at or self._made_at))
+
+    def brokers_away(self) -> bool:
+        """Whether the brokers have been silent for so long that the group has given this worker up."""
+        return bool(self.brokers_silent_s() > self.conf.broker_session_timeout)
 
     @property
     def lost_batches(self) -> int:

@@ -42,11 +42,14 @@ class _Client:
 def read_committed(consumer: AIOKafkaConsumer, topics: Collection[str]) -> None:
     """Let a consumer that was started read these topics to their last stable offset only. What it fetches is still to be filtered."""
     fetcher = consumer._fetcher
-    replica = fetcher._select_read_replica
+    replica, subscriptions = fetcher._select_read_replica, fetcher._subscriptions
 
     def node_of(tp: TopicPartition) -> int | None:
         node: int | None = replica(tp)
-        return _Apart(node) if node is not None and node >= 0 and tp.topic in topics else node
+        if node is None or node < 0 or tp.topic not in topics:
+            return node
+        positioned = subscriptions.subscription.assignment.state_value(tp).has_valid_position
+        return _Apart(node) if positioned else node  # positions are looked up at the leader itself, once at a time
 
     fetcher._select_read_replica = node_of
     fetcher._client = _Client(fetcher._client)

@@ -58,7 +58,7 @@ def test_bad_paths(path: str) -> None:
         parse(path)
 
 
-REJECTED = [
+REJECTED: list[tuple[Any, str]] = [
     (b"{", "not-json"),
     (b"\xff\xfe", "not-json"),
     (b"[1]", "wrong-shape"),
@@ -138,7 +138,8 @@ def test_derived_id() -> None:
     """Without an id an exact duplicate has the same one, and any change another; ids of platforms do not meet."""
 
     def derived(**change: Any) -> int:
-        return events(orjson.dumps(GOOD | change))[0].event_id
+        found: int = events(orjson.dumps(GOOD | change))[0].event_id
+        return found
 
     assert derived() == derived() == derived(unrelated=1)
     assert len({derived(), derived(item="j"), derived(time=NOW - 1), derived(behavior="buy"), derived(value=1), derived(account="b")}) == 6
@@ -385,7 +386,7 @@ def test_refused(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", presets())
 def test_dumped_and_read_again(name: str) -> None:
     """A mapping that is written down as it is and read again is the same."""
-    one = PlatformMapping(name="p", code=1, preset=name, items_topic="none")
+    one = PlatformMapping.model_validate({"name": "p", "code": 1, "preset": name, "items_topic": "none"})
     assert PlatformMapping(**one.model_dump()) == one
 
 

@@ -14,6 +14,7 @@ from testkit.training_logs import ITEMS, QUICK, made_log
 from training.batches import Batch, batch
 from training.evaluate import rank
 from training.finetune import train
+from training.initial import fresh
 from training.scorers import model_scores, popularity
 from training.splits import DataError, leave_one_out
 
@@ -64,6 +65,18 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[st
     torch.testing.assert_close(rest.model.state_dict(), whole.model.state_dict(), atol=1e-5, rtol=0)
     stored = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("broken", "whole")]
     torch.testing.assert_close(*stored, atol=1e-5, rtol=0)
+
+
+def test_no_better_than_the_start(tmp_path: Path) -> None:
+    """The start counts when the best epoch is chosen: training that only makes it worse ends early, says so, and keeps the start."""
+    log, told = made_log(), list[str]()
+    split, recipe = leave_one_out(log), QUICK.model_copy(update={"lr": 100.0, "ema": 0.0, "epochs": 9, "patience": 2, "clip": 1e9})
+    start = fresh(log, split, recipe, np.zeros(log.catalogue.size, np.int64))
+    before = {k: v.clone() for k, v in start.state_dict().items()}
+    out = train(log, split, recipe, tmp_path, start, told.append, np.zeros(log.catalogue.size, np.int64))
+    assert told[0].startswith("start: valid_ndcg@10 ")
+    assert told[-1] == "stopped early after epoch 2/9, the last 2 of which were no better; no epoch is better than the start, which is kept"
+    torch.testing.assert_close(out.model.state_dict(), before)
 
 
 def test_going_on(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streams.commands.main import app
-from streams.core.settings import SettingsError
+from streams.core.errors import SettingsError
 
 SETTINGS = '[[platforms]]\nname = "shop"\ncode = 1\npreset = "plain"\nfilters = [{ path = "test", exists = false }]\n'
 LINES = [

@@ -9,8 +9,8 @@ from schemas.deadletters import decode_dead_letter, encode_dead_letter
 from schemas.events import decode_event
 from schemas.items import decode_item_vector
 from schemas.mapping import Mapper, PlatformMapping
+from streams.core.clock import now_ms
 from streams.ingest.normalise import map_events, map_items
-from streams.state.tablets import now_ms
 from streams.transport.light_records import Record
 
 TOWER = load_tower("static")

@@ -64,7 +64,7 @@ def avro(value: dict[str, Any]) -> bytes:
 
 
 def mapper(schemas: SchemaRegistry | None) -> Mapper:
-    return Mapper(PlatformMapping(name="p", code=1, preset="plain"), 300_000, 0, schemas=schemas)
+    return Mapper(PlatformMapping.model_validate({"name": "p", "code": 1, "preset": "plain"}), 300_000, 0, schemas=schemas)
 
 
 def mapped(value: bytes, answers: dict[int, Any] = ANSWERS) -> Any:

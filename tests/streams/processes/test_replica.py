@@ -23,10 +23,11 @@ from schemas.releases import Release
 from streams.core.clock import now_ms
 from streams.core.settings import Settings
 from streams.demo.embedded_broker import embedded
-from streams.processes.replica import BEHIND, Replica
+from streams.processes.replica import Replica
 from streams.processes.replica import running as replicating
 from streams.processes.worker import running as working
 from streams.releases.release_log import announce
+from streams.state.followers import BEHIND
 from streams.state.tablet import Tablet
 from streams.state.tablets import STALE_MS
 from streams.transport.sender import partition_of

@@ -1,6 +1,7 @@
 """The short way to one profile gives what FastAPI's way gives."""
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -55,7 +56,7 @@ class Shelf:
 PATHS = [f"/v1/profiles/{quote(u, safe='')}" for u in [*USERS, "nobody", "away", "spoiled"]]
 QUERIES = ["", "?vector=true", "?vector=false", "?vector=1", "?vector=perhaps", "?other=1", "?vector=true&vector=false"]
 CASES = [("GET", path + query) for path in PATHS for query in QUERIES]
-CASES += [("HEAD", PATHS[0]), ("DELETE", PATHS[0]), ("GET", "/v1/profiles"), ("GET", "/healthz"), ("GET", "/docs")]
+CASES += [("HEAD", PATHS[0]), ("DELETE", PATHS[0]), ("GET", "/v1/profiles"), ("GET", "/healthz"), ("GET", "/docs"), ("GET", "/")]
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/msgpack"])
@@ -87,6 +88,57 @@ def aged(response: httpx.Response) -> Any:
     return body
 
 
+def problem(status: int, title: str, detail: str, **more: Any) -> dict[str, Any]:
+    """RFC 9457, with the member that was there before it."""
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail, "error": detail, **more}
+
+
+PROBLEMS: list[tuple[str, str, Any, int, str]] = [
+    ("GET", "/v1/profiles/nobody", None, 404, "unknown user"),
+    ("GET", "/v1/profiles/u1?vector=perhaps", None, 422, "vector: "),
+    ("GET", "/v2/profiles/u1", None, 404, "GET /v2/profiles/u1: Not Found"),
+    ("DELETE", "/v1/profiles/u1", None, 405, "DELETE /v1/profiles/u1: Method Not Allowed"),
+    ("POST", "/v1/profiles:batchGet", {"user_ids": "u1"}, 422, "user_ids: "),
+    ("POST", "/v1/profiles:batchGet", {"user_ids": ["u1"] * 2000}, 422, "user_ids: 2000 at once"),
+    ("POST", "/v1/profiles/u1:rank", {"contents": [{"id": "a"}]}, 422, "contents.0.title: "),
+    ("POST", "/v1/profiles/u1:rank", {}, 501, "no items"),
+    ("GET", "/v1/profiles/away", None, 503, "later"),
+    ("GET", "/v1/profiles/spoiled", None, 500, "the stored profile cannot be read"),
+]
+
+
+async def asked(*requests: tuple[str, str, Any]) -> list[httpx.Response]:
+    """Answers to requests."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_api(Shelf())), base_url="http://here") as client:
+        return [await client.request(method, path, json=body) for method, path, body in requests]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "says"), PROBLEMS)
+def test_one_shape_of_error(method: str, path: str, body: Any, status: int, says: str) -> None:
+    """Whatever is wrong, the answer is problem+json with the same members."""
+    [response] = asyncio.run(asked((method, path, body)))
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+    row = response.json()
+    assert row["detail"].startswith(says)
+    assert problem(status, response.reason_phrase, row["detail"]) == {k: row[k] for k in ("type", "title", "status", "detail", "error")}
+
+
+def test_what_this_is() -> None:
+    """`/` says what answers; `/docs` loads nothing from elsewhere, and what it loads is there; bodies and problems are documented."""
+    about, page, openapi = asyncio.run(asked(("GET", "/", None), ("GET", "/docs", None), ("GET", "/openapi.json", None)))
+    assert "POST /v1/profiles:batchGet" in about.json()["routes"]
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert loaded
+    assert not [url for url in loaded if "//" in url]
+    assert {r.status_code for r in asyncio.run(asked(*(("GET", url, None) for url in loaded)))} == {200}
+    routes, schemas = openapi.json()["paths"], openapi.json()["components"]["schemas"]
+    for path, name in (("/v1/profiles:batchGet", "BatchGet"), ("/v1/profiles/{user_id}:rank", "Rank")):
+        route = routes[path]["post"]
+        assert route["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{name}")
+        assert schemas[name]["examples"]
+        assert "application/problem+json" in route["responses"]["503"]["content"]
+
+
 def test_what_is_answered() -> None:
     """A profile with its freshness, 404 with it too, 503 with Retry-After, and a row that is no profile as an error that says so."""
 
@@ -97,7 +149,8 @@ def test_what_is_answered() -> None:
 
     found, unknown, away, spoiled = asyncio.run(ask())
     assert (found.status_code, found.json()["user_id"], found.headers["x-users"]) == (200, "u1", "1")
-    assert (unknown.status_code, unknown.json(), unknown.headers["x-users"]) == (404, {"error": "unknown user", "user_id": "nobody"}, "1")
+    wanted = problem(404, "Not Found", "unknown user", user_id="nobody")
+    assert (unknown.status_code, unknown.json(), unknown.headers["x-users"]) == (404, wanted, "1")
     assert (away.status_code, away.headers["retry-after"], away.headers["x-more"]) == (503, "1", "1")
     assert spoiled.status_code == 500
     assert "not a profile" in spoiled.json()["error"]

@@ -8,9 +8,9 @@ import pytest
 
 from schemas.profiles import encode_profile, unpack_vector
 from streams.core.errors import StorageError
-from streams.processes.replica import BEHIND, header, keep
+from streams.processes.replica import keep
 from streams.serve.models import view
-from streams.state.followers import Behind
+from streams.state.followers import BEHIND, Behind, header
 from tests.schemas.test_codecs import PROFILE
 
 CASES = [

@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaProducer
 
 from schemas.archive import Archive
 from schemas.events import decode_event
-from streams.commands.produce import produce
+from streams.commands.produce import Sending, produce
+from streams.commands.records import Record
 from streams.commands.tail import follow
 from streams.demo.live import settled
 from streams.processes import archiver
@@ -53,7 +54,9 @@ def test_codecs(cluster: Callable[..., Cluster]) -> None:
                 await send(c, codec)
             for codec in CODECS:  # and as the platform's topic says
                 c.configure(f"{c.prefix}.in.shop", {"compression.type": codec})
-                assert await asyncio.to_thread(produce, settings, rows(f"topic-{codec}"), "shop", False, 0.0, False, lambda _: None) == EVENTS
+                sending, records = Sending(), [Record(str(n), value) for n, value in enumerate(rows(f"topic-{codec}"))]
+                await asyncio.to_thread(produce, settings, records, "shop", False, 0.0, lambda _: None, sending)
+                assert sending.acknowledged == EVENTS
             await settled(worker)
 
     asyncio.run(scenario())

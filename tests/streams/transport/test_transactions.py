@@ -1,10 +1,8 @@
 """Producers with transactions: on a platform's topic, where they count, and on Currents' own, where nobody waits for them."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
-import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -16,13 +14,10 @@ from streams.processes.worker import running
 from streams.transport.clients import extent
 from testkit.cluster import RIGHT, Cluster
 from testkit.live import wait
+from testkit.load import event_row
 
 pytestmark = pytest.mark.kafka
 ROWS = 24  # 20 events, and a tombstone in each partition of the items
-
-
-def row(user: str, n: int = 0) -> bytes:
-    return orjson.dumps({"account": user, "item": f"i{n}", "behavior": "view", "time": time.time_ns() // 1_000_000 - 9000 + n, "id": f"{user}-{n}"})
 
 
 async def begun(cluster: Cluster, name: str) -> AIOKafkaProducer:
@@ -35,7 +30,7 @@ async def begun(cluster: Cluster, name: str) -> AIOKafkaProducer:
 
 async def rows(producer: AIOKafkaProducer, topic: str, users: list[str], partitions: int) -> None:
     for n, user in enumerate(users):
-        await producer.send_and_wait(topic, row(user, n), partition=n % partitions)
+        await producer.send_and_wait(topic, event_row(user, n), partition=n % partitions)
 
 
 def unified(cluster: Cluster) -> list[str]:
@@ -74,13 +69,13 @@ def test_platform(cluster: Callable[..., Cluster], bootstrap: str, isolation: st
             if not committed:
                 expected += ["late", "behind"] * 8 + [f"aborted{n}" for n in range(4) for _ in range(12)]
             await folded(sorted(expected))
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
             await late.commit_transaction()
             await late.stop()
             if committed:
                 expected += ["late", "behind"] * 8
             await folded(sorted(expected))
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
             await settled(worker)
             assert (worker.app.consumer.holes_reread, worker.app.lost_batches) == (0, 0)
 
@@ -116,7 +111,7 @@ def test_own_topics(cluster: Callable[..., Cluster]) -> None:
             await open_one.abort_transaction()
             await rows(plain, f"{c.prefix}.in.shop", [f"u{n}" for n in range(20)], c.partitions)
             await settled(worker)
-            await wait(worker, lambda: worker.lag() == 0)
+            await wait(worker, lambda: worker.backlog.records() == 0)
         await open_one.stop()
 
     asyncio.run(scenario())
