@@ -59,7 +59,7 @@ def test_training_commands(command: tuple[str, ...], config: Path, monkeypatch: 
 def test_retraining(config: Path, tmp_path: Path) -> None:
     """So does the process of a retraining."""
     settings = load(config)
-    retraining._job(settings, "baseline", tmp_path, "")
+    retraining._write_job(settings, "baseline", tmp_path, "")
     job = Job.model_validate_json((tmp_path / "job.json").read_bytes())
     row: dict[str, Any] = json.loads((tmp_path / "job.json").read_text())
     assert job.platforms == settings.platforms
