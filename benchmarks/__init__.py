@@ -1,1 +1,4 @@
-"""One script a question; each writes benchmarks/results/<question>.json. `python -m benchmarks` runs all, `python -m benchmarks age` one."""
+"""Benchmarks: one script per question, which writes benchmarks/results/<question>.json.
+
+`python -m benchmarks` runs all but the heavy ones, `python -m benchmarks age` runs one.
+"""

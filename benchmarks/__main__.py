@@ -1,4 +1,4 @@
-"""Run benchmarks by name, all but the heavy ones without one, and put the figures into the README."""
+"""Runs benchmarks by name, or all except the heavy ones, and writes their figures into the README."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ HEAVY = (
     "plumbing", "encoders", "weekly", "compress", "quotas", "peers", "towers", "swap",
     "soak", "job", "processes", "partitions", "cost", "tablets", "retrain",
 )  # fmt: skip
-"""Minutes of work, or an environment of their own: by name only."""
+"""Benchmarks that take minutes or need an environment of their own. They run by name only."""
 
 if strange := set(sys.argv[1:]) - {*QUESTIONS, *HEAVY}:
     sys.exit(f"{min(strange)}: no such benchmark; there are {', '.join((*QUESTIONS, *HEAVY))}")

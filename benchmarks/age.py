@@ -1,6 +1,6 @@
-"""Event→profile age, live: from a record's creation by a load generator to its acknowledged profile, at shares of the most that a worker takes.
+"""Live event→profile age, from a record's creation by a load generator to its acknowledged profile, at shares of a worker's maximum rate.
 
-All windows are full from the start. The most is what it folds while the generator, beside it, offers more:
+All windows are full from the start. The maximum rate is the worker's rate while the generator on the same machine offers more events:
 `python -m benchmarks.age --shares .5 .9 --runs 1`.
 """
 
@@ -24,7 +24,7 @@ SHARES, FIXED, SECONDS, WARM_S, USERS, RUNS, FLOOD = (0.1, 0.25, 0.5, 0.75, 0.9,
 
 
 class Setup(NamedTuple):
-    """What is the same in all runs."""
+    """The parameters that all runs share."""
 
     bootstrap: str
     filled: Path
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def offered(setup: Setup, per_second: float) -> AsyncIterator[tuple[Worker, "asyncio.subprocess.Process"]]:
-    """A worker that has been under load for the first seconds, and the generator."""
+    """Run a worker under load past its first seconds. Yields the worker and the generator's process."""
     worker_section, encoding = {"linger_ms": setup.linger_ms}, {"encoder": setup.encoder}
     async with bench(setup.bootstrap, worker=worker_section, encoding=encoding) as settings:
         linked(setup.filled, Path(settings.worker.data_dir))
@@ -48,7 +48,7 @@ async def offered(setup: Setup, per_second: float) -> AsyncIterator[tuple[Worker
 
 
 async def most(setup: Setup, flood: float) -> float:
-    """Events/s that are folded while more are offered."""
+    """Return the events/s that a worker folds while the generator offers more."""
     async with offered(setup, flood) as (worker, process):
         before, began = worker.metrics.value("currents_folded_total"), asyncio.get_running_loop().time()
         await process.wait()
@@ -59,7 +59,7 @@ async def most(setup: Setup, flood: float) -> float:
 
 
 async def measure(setup: Setup, per_second: float) -> dict[str, float]:
-    """p50 and p99 of the ages, ms; the worker's CPU."""
+    """Return p50 and p99 of the ages, ms, and the worker's CPU use."""
     async with offered(setup, per_second) as (worker, process):
         me, loop = psutil.Process(), asyncio.get_running_loop()
         own, began = cpu(me), loop.time()
@@ -71,7 +71,7 @@ async def measure(setup: Setup, per_second: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """The most first, then its shares and some fixed rates; of several runs the one with the median p99."""
+    """Measure the maximum rate, then ages at shares of it and at fixed rates. Of several runs the run with the median p99 counts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     parser.add_argument("--rates", type=float, nargs="*", default=FIXED, help="events/s, besides")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a broker, a world of events, a worker in this process, and the record of a result."""
+"""Shared by the benchmarks: a broker, synthetic events, a worker in this process, and the recording of results."""
 
 import asyncio
 import contextlib
@@ -26,14 +26,14 @@ from streams.transport.topics import asking, create
 from testkit.apache import PROPERTIES, ApacheKafka
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
-"""Elsewhere for a try at a small size."""
+"""Folder of the results. Set BENCH_RESULTS to another folder for trials at a small size."""
 PARTITIONS = 4
 ITEMS = 4000
 BEHAVIORS = ("view", "view", "view", "click", "cart", "buy")
 
 
 def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: bool = False, **details: Any) -> None:
-    """Write a result and print it as the last line, `bare` without the question's name; details are in the file alone."""
+    """Write a result to its file and print it as the last line, with `bare` without the question's name. Only the file has the details."""
     RESULTS.mkdir(exist_ok=True)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     row = {
@@ -51,14 +51,14 @@ def record(question: str, figures: dict[str, Any], unit: str, note: str, bare: b
 
 
 def command(question: str) -> str:
-    """What makes the figures again: what was run, where it was given arguments."""
+    """Return the command that reproduces the figures."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec else ""
     return shlex.join(("python", "-m", name, *sys.argv[1:])) if name.startswith("benchmarks.") and sys.argv[1:] else f"make bench ONLY={question}"
 
 
 def processor() -> str:
-    """The CPU's name and its widest vectors, which decide what the encoder costs."""
+    """Return the CPU's name and its widest vector instructions, which determine the encoder's cost."""
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -69,21 +69,21 @@ def processor() -> str:
 
 
 def median(values: Iterable[float]) -> float:
-    """Median, to a whole number."""
+    """Return the median, rounded to an integer."""
     return round(statistics.median(list(values)))
 
 
 @contextlib.contextmanager
 def kafka(compacts: bool = False) -> Iterator[str]:
-    """An Apache Kafka with 1 GiB of heap. `compacts`: its changelogs too, which takes of the CPU, and else fill the disk in a long run."""
-    compacting = PROPERTIES + "log.cleaner.enable=true\nlog.segment.bytes=134217728\n"  # of one setting twice the last counts
+    """Run an Apache Kafka broker with 1 GiB of heap. `compacts`: compact the changelogs, which costs CPU but saves the disk in a long run."""
+    compacting = PROPERTIES + "log.cleaner.enable=true\nlog.segment.bytes=134217728\n"  # the last value of a repeated setting counts
     with ApacheKafka(heap_mb=1024, properties=compacting if compacts else PROPERTIES) as broker:
         yield broker.bootstrap
 
 
 @contextlib.asynccontextmanager
 async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Settings]:
-    """Settings with topics of their own, and the items sent."""
+    """Create topics, send the items, and yield the settings."""
     prefix = f"bench{time.time_ns() // 1_000_000}"
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         values: dict[str, Any] = {
@@ -101,12 +101,12 @@ async def bench(bootstrap: str, **sections: dict[str, Any]) -> AsyncIterator[Set
 
 
 def platform(prefix: str) -> dict[str, Any]:
-    """The one platform, its topics under a prefix."""
+    """Return the declaration of the benchmarks' platform, with topics under a prefix."""
     return {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
 
 
 def declared(settings: Settings, folder: Path) -> Path:
-    """Settings of `bench` as a file, for workers in processes of their own."""
+    """Write settings of `bench` to a file for worker processes, and return the file."""
     w, path = settings.worker, folder / f"{settings.worker.prefix}.toml"
     values = {
         "kafka": {"bootstrap": settings.kafka.bootstrap},
@@ -119,14 +119,14 @@ def declared(settings: Settings, folder: Path) -> Path:
 
 
 def item(n: int) -> bytes:
-    """An item with a title and two of 30 categories."""
+    """Return item n's JSON, with a title and two of 30 categories."""
     words = random.Random(n)
     title = f"{words.choice(('Classic', 'Light', 'Durable', 'Compact'))} {words.choice(('lamp', 'tent', 'grinder', 'guitar', 'lens'))} number {n}"
     return orjson.dumps({"id": f"i{n}", "title": title, "categories": [f"Department {n % 6}", f"Topic {n % 24}"]})
 
 
 def events(n: int, users: int, seed: int = 1, at_ms: int | None = None) -> Iterator[tuple[bytes, bytes]]:
-    """(user, plain JSON): few users act often, times rise."""
+    """Yield (user, JSON of the preset `plain`) of n events. Few users have many events; times increase."""
     r, start = random.Random(seed), (at_ms or time.time_ns() // 1_000_000) - n
     for k in range(n):
         user = f"u{int(users * r.random() ** 2)}"
@@ -135,7 +135,7 @@ def events(n: int, users: int, seed: int = 1, at_ms: int | None = None) -> Itera
 
 
 async def send(settings: Settings, topic: str, rows: Iterable[tuple[bytes, bytes]]) -> int:
-    """Rows to the partitions of their keys, in large batches; returns how many."""
+    """Send rows to the partitions of their keys in large batches. Returns the number of rows."""
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, max_batch_size=512 << 10)
     await producer.start()
     try:
@@ -156,7 +156,7 @@ async def send(settings: Settings, topic: str, rows: Iterable[tuple[bytes, bytes
 
 @contextlib.asynccontextmanager
 async def working(settings: Settings) -> AsyncIterator[Worker]:
-    """A worker that knows every item."""
+    """Run a worker in this process and yield it once it knows every item."""
     async with running(settings) as worker:
         while worker.store.table.size <= ITEMS and not worker.failed.done():
             await asyncio.sleep(0.02)
@@ -164,7 +164,7 @@ async def working(settings: Settings) -> AsyncIterator[Worker]:
 
 
 async def folded(worker: Worker, least: float) -> None:
-    """Wait until a worker has folded so many events. Raises what it failed with."""
+    """Wait until a worker has folded `least` events. Raises the worker's failure."""
     while worker.metrics.value("currents_folded_total") < least:
         if worker.failed.done():
             await worker.failed
@@ -172,7 +172,7 @@ async def folded(worker: Worker, least: float) -> None:
 
 
 async def rate(worker: Worker, total: int) -> float:
-    """Events a second from the first batch that is done to the last event."""
+    """Return the events a second from the end of the first batch to the last event."""
     await folded(worker, 1)
     began, before = time.perf_counter(), worker.metrics.value("currents_folded_total")
     await folded(worker, total)
@@ -180,11 +180,11 @@ async def rate(worker: Worker, total: int) -> float:
 
 
 def cpu(process: psutil.Process | None) -> float:
-    """Seconds of CPU that a process took; 0 where it is not known."""
+    """Return a process's CPU time in seconds; 0 if the process is None."""
     return float(sum(process.cpu_times()[:2])) if process else 0.0
 
 
 def load(settings: Settings, per_second: float, seconds: float, users: int) -> "asyncio.Future[asyncio.subprocess.Process]":
-    """A process that sends events at a rate."""
+    """Start a process that sends events at a rate."""
     arguments = (settings.kafka.bootstrap, settings.platforms[0].topic, str(per_second), str(seconds), str(users))
     return asyncio.ensure_future(asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.load", *arguments))

@@ -1,4 +1,4 @@
-"""Variants of an encoder through the retraining's own steps and gate: size, speed and metric of int8 and of fewer channels."""
+"""Size, speed and metric of compressed variants (int8, fewer channels) of an encoder, made by the retraining's own steps and gate."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ VARIANTS: dict[str, tuple[Compress, float]] = {
 
 
 def run(folder: Path, data: Path, serving: str, compress: Compress = "", prune: float = 0.5, epochs: int = 3) -> dict[str, Any]:
-    """One run, and its figures: those of `evaluate` with the gate's findings."""
+    """Do one run. Returns the figures of the step `evaluate`, with the gate's findings."""
     folder.mkdir()
     asked = Retraining(serving=serving, rules=GateRules(cold_loss=0.1), compress=compress, prune=prune, epochs=epochs, lr=5e-4)
     platforms = load(data / "currents.toml").platforms
@@ -34,7 +34,7 @@ def run(folder: Path, data: Path, serving: str, compress: Compress = "", prune: 
 
 
 def main() -> None:
-    """Train one on the synthetic world; make the variants of it."""
+    """Train an encoder on the synthetic world and make its variants."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=EVENTS)
     events = parser.parse_args().events

@@ -1,8 +1,8 @@
-"""What a million events cost in core-seconds, by stage, and what a core and a GPU take: CPU time of the process, not seconds by the clock.
+"""Cost of a million events by stage in core-seconds (CPU time of the process, not wall-clock time), and the rates of a core and of a GPU.
 
-Stages are measured apart, one after the other, on batches of events of as many users whose windows are full; the whole job is measured as it runs,
-once for each encoder, and what of it is in no stage is Kafka's client, Faust and the event loop. An event is mapped and folded; all else is done once
-for each user of a batch.
+Stages are measured one after the other, on batches in which every event has its own user with a full window. The whole job is measured in operation,
+once per encoder. The part of its cost outside the stages is Kafka's client, Faust and the event loop. Mapping and folding run once per event, all
+other stages once per user of a batch.
 
 python -m benchmarks.cost --events 40000 --users 20000
 """
@@ -42,7 +42,7 @@ EVENTS, USERS, BATCH, RUNS = 40_000, 20_000, 4000, 3
 
 
 class Stages:
-    """A batch of events of BATCH users, and everything that a worker does with it."""
+    """Owns a batch of events of BATCH users, and runs a worker's stages on it."""
 
     def __init__(self, folder: Path, batch: int) -> None:
         settings = Settings(platforms=())
@@ -72,30 +72,30 @@ class Stages:
         self._profiles, _ = profiler(self._users, self._windows, self._received, at)
 
     def mapping(self) -> None:
-        """A platform's JSON -> rows of the unified topic."""
+        """Map a platform's JSON to rows of the unified topic."""
         map_events(self._records, self._mapper, "shop")
 
     def fold(self) -> None:
-        """Rows of the unified topic into full windows, each event in a window of its own."""
+        """Fold rows of the unified topic into full windows, each event into its own window."""
         for window, raw in zip(self._windows, self._unified, strict=True):
             event = decode_event(raw)
             fold(window, [row_of(event, item_name("shop", event.item_id))], self._policy)
 
     def featurize(self) -> None:
-        """Windows -> arrays."""
+        """Make feature arrays of the windows."""
         featurize(self._windows, self._store.table, self._policy.most)
 
     def portrait(self) -> None:
-        """Arrays -> named interests."""
+        """Make named interests of the feature arrays."""
         interests(self._features, self._store, self._style)
 
     def rocksdb(self) -> None:
-        """Windows read; windows and profiles written."""
+        """Read windows; write windows and profiles."""
         self.tablet.windows(self._users)
         self.tablet.write(zip(self._users, self._windows, strict=True), zip(self._users, self._profiles, strict=True))
 
     def encode(self, name: str, device: Any = "cpu") -> Callable[[], None]:
-        """Arrays -> vectors, by an encoder."""
+        """Return a function that encodes the feature arrays with an encoder."""
         encoder = load_encoder(name, self.tower.space_id, self.tower.dims, device=device)
 
         def work() -> None:
@@ -104,8 +104,8 @@ class Stages:
         return work
 
     def seconds(self, work: Callable[[], None], clock: Callable[[], float] = time.process_time) -> float:
-        """Core-seconds (or seconds) that a million events take in a stage: the least of some runs."""
-        work()  # the items are projected, pages are there
+        """Return the core-seconds (or seconds, by `clock`) of a stage per million events: the minimum of several runs."""
+        work()  # warm-up: projects the items, maps memory pages
         took = []
         for _ in range(RUNS):
             began = clock()
@@ -115,19 +115,19 @@ class Stages:
 
 
 def stages(folder: Path, batch: int, encoders: dict[str, str]) -> tuple[dict[str, float], dict[str, float | None]]:
-    """(core-seconds per million events by stage, events/s of a GPU by encoder: None where there is no GPU)."""
+    """Return (stage -> core-seconds per million events, encoder -> events/s on a GPU, None without a GPU)."""
     s, gpu = Stages(folder, batch), dict[str, float | None]()
     found = {work.__name__: s.seconds(work) for work in (s.mapping, s.fold, s.featurize, s.portrait, s.rocksdb)}
     for name, bundle in encoders.items():
         found[f"encode, {name}"] = s.seconds(s.encode(bundle))
-        if name != "baseline" and not name.endswith("int8"):  # that is for CPUs
+        if name != "baseline" and not name.endswith("int8"):  # int8 runs on CPUs only
             gpu[name] = round(1e6 / s.seconds(s.encode(bundle, "cuda"), time.perf_counter)) if _has_gpu() else None
     s.tablet.close()
     return {name: round(value, 2) for name, value in found.items()}, gpu
 
 
 def main() -> None:
-    """Stages, then whole jobs."""
+    """Measure the stages, then whole jobs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--users", type=int, default=USERS)
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def parts(by_stage: dict[str, float], name: str, m: Measured) -> dict[str, float]:
-    """What a whole job's core-seconds went to: the stages of an event, and those of a window for as many as there were."""
+    """Split a whole job's core-seconds into stages: those per event, and those per window times the number of windows."""
     out = {stage: by_stage[stage] for stage in ("mapping", "fold")}
     out |= {stage: by_stage[stage] * m.windows for stage in ("featurize", "portrait", "rocksdb")}
     out["encode"] = by_stage[f"encode, {name}"] * m.windows

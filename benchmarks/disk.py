@@ -1,6 +1,6 @@
-"""Size of users in RocksDB, on disk and in memory: full windows of 64 and portraits of ten interests, apart.
+"""Size of a user in RocksDB, on disk and in memory, separately for full windows of 64 events and for profiles with portraits of ten interests.
 
-python -m benchmarks.disk --users 1000000    # all of a million; by default a part of them, and what follows for a million
+python -m benchmarks.disk --users 1000000    # all of a million users; by default a part of them, extrapolated to a million
 """
 
 import argparse
@@ -31,7 +31,7 @@ USERS, BATCH, CACHE_MB = 200_000, 1000, 64
 
 
 def windows(n: int, r: np.random.Generator, keys: np.ndarray) -> list[bytes]:
-    """Full windows, as random as they come: nothing in them repeats."""
+    """Return n full windows of random rows without repetition."""
     rows = np.zeros((n, 64), DTYPE)
     rows["ts_ms"] = 1_790_000_000_000 + np.sort(r.integers(0, 30 * 86_400_000, (n, 64)), axis=1)
     rows["event_id"], rows["item_key"] = r.integers(0, 2**63, (n, 64)), r.choice(keys, (n, 64))
@@ -41,18 +41,18 @@ def windows(n: int, r: np.random.Generator, keys: np.ndarray) -> list[bytes]:
 
 
 def on_disk(tablet: Tablet, family: str) -> int:
-    """Bytes of a table's files."""
+    """Return the bytes of a column family's files."""
     return int(tablet.family(family).property_int_value("rocksdb.total-sst-files-size") or 0)
 
 
 def in_memory(tablet: Tablet) -> int:
-    """Bytes that RocksDB holds beside its block cache: memtables, indexes and filters."""
+    """Return RocksDB's memory outside its block cache, bytes: memtables, indexes and filters."""
     names = ("rocksdb.cur-size-all-mem-tables", "rocksdb.estimate-table-readers-mem")
     return sum(int(tablet.family(f).property_int_value(n) or 0) for f in FAMILIES for n in names)
 
 
 def profiler_of(folder: Path) -> tuple[Profiler, np.ndarray]:
-    """The baseline's profiler, and the keys of the items that it knows."""
+    """Return a profiler with the baseline encoder, and the keys of its known items."""
     tower = load_tower("static")
     store = ItemStore(folder / "items", tower.space_id, tower.dims)
     mapper = Mapper(PlatformMapping.model_validate({"name": "shop", "code": 1, "preset": "plain"}), 0, 0)
@@ -64,7 +64,7 @@ def profiler_of(folder: Path) -> tuple[Profiler, np.ndarray]:
 
 
 def main() -> None:
-    """Fill one tablet, compact it, read from it all over, and look at its files and at the process."""
+    """Fill one tablet, compact it, read all of it, and measure its files and the process's memory."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=USERS)
     n = parser.parse_args().users
@@ -74,7 +74,7 @@ def main() -> None:
     resident = process.memory_info().rss
     tablet = Tablet(0, folder / "tablet-0", Cache(CACHE_MB << 20))
     interests, raw = [], 0
-    order = r.permutation(n)  # users do not come by name: files written in order would be moved down as they are, and stay in lz4
+    order = r.permutation(n)  # random order: RocksDB would move ordered files down unchanged, compressed with lz4
     for start in range(0, n, BATCH):
         users = [f"user-{k:08d}".encode() for k in order[start : start + BATCH]]
         full = windows(len(users), r, keys)

@@ -1,4 +1,4 @@
-"""What watching for drift costs an event, on the threads that map and encode and on the event loop; no broker."""
+"""Cost per event of drift detection, on the mapping and encoding threads and on the event loop; without a broker."""
 
 import time
 from itertools import count
@@ -15,7 +15,7 @@ DIMS, ITEMS, TESTED = 128, 20_000, 20
 
 
 def took_us(work: object, runs: int = RUNS) -> float:
-    """Median of runs, µs."""
+    """Return the median duration of several runs, µs."""
     times = []
     for _ in range(runs):
         began = time.perf_counter()
@@ -25,7 +25,7 @@ def took_us(work: object, runs: int = RUNS) -> float:
 
 
 def main() -> None:
-    """Batches of 20 and of 500 events of three platforms, as at a thousand events a second and under load."""
+    """Measure batches of 20 and of 500 events of three platforms, which occur at a thousand events a second and under load."""
     r, figures = np.random.default_rng(0), dict[str, float]()
     drift = Drift(300.0, 24.0, 0.2, 0.02, 1e-4, 500, lambda what, of, psi, alarm: None)
     vectors, items = r.standard_normal((TESTED, DIMS)).astype(np.float32), r.standard_normal((ITEMS, DIMS)).astype(np.float32)

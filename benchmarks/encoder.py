@@ -1,4 +1,4 @@
-"""What the sequence encoder is worth, on research data that is read where it lies: `python -m benchmarks.encoder QUESTION …`."""
+"""Quality and speed of the sequence encoder on research data, which is read in place: `python -m benchmarks.encoder QUESTION …`."""
 
 import sys
 import tempfile
@@ -25,11 +25,11 @@ from training.metrics import METRICS
 from training.scorers import decayed_mean
 from training.splits import leave_one_out
 
-DIMS = 192  # of the shipped tower
+DIMS = 192  # dims of the shipped tower
 
 
 def films() -> None:
-    """MovieLens-1M, leave-one-out."""
+    """Measure on MovieLens-1M, leave-one-out."""
     log = ml1m()
     split = leave_one_out(log)
     one = run("ml1m", log, split, ML1M)
@@ -42,7 +42,7 @@ def films() -> None:
 
 
 def food() -> None:
-    """food_kitchen, both platforms jointly."""
+    """Measure on food_kitchen, both platforms jointly."""
     log, split = food_kitchen()
     one = run("food", log, split, FOOD)
     hits, ndcg = by_platform(log, split, one.found.rank, "hr@10"), by_platform(log, split, one.found.rank, "ndcg@10")
@@ -55,7 +55,7 @@ def food() -> None:
 
 
 def speed() -> None:
-    """Windows a second of every preset, full windows of 32 and 64 events: on two threads, and torch on a GPU where there is one."""
+    """Measure windows a second of every preset with full windows of 32 and 64 events, on two threads, and with torch on a GPU if there is one."""
     found: dict[str, dict[str, int]] = {"onnx": {}, "gpu": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in PRESETS:
@@ -71,7 +71,7 @@ def speed() -> None:
 
 
 def windows_per_s(encoder: Encoder, steps: int, users: int, runs: int = 9) -> int:
-    """Median of several runs over `users` windows of `steps` events."""
+    """Return the median windows/s of several runs over `users` windows of `steps` events."""
     r = np.random.default_rng(SEED)
     table = ItemTable(DIMS, 5000)
     for key in range(1, 4000):

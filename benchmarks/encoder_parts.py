@@ -1,4 +1,4 @@
-"""What parts of the encoder are worth, on food_kitchen and, where times matter, on MovieLens latest-small. Questions of benchmarks.encoder."""
+"""Ablations of the encoder on food_kitchen, and on MovieLens latest-small for parts that use times. Questions of benchmarks.encoder."""
 
 import json
 import tempfile
@@ -32,7 +32,7 @@ OLDER = (0, 1, 2, 5, 10, 20)
 
 
 def joint() -> None:
-    """Trained on both platforms against each alone: same users, same number of steps, the same targets."""
+    """Compare training on both platforms with training on each alone: same users, same number of steps, same targets."""
     log, split = food_kitchen()
     both = run("ablation-all-parts", log, split, BRIEF)
     steps = len(epoch(log, split, BRIEF, 0)) * BRIEF.epochs
@@ -54,7 +54,7 @@ def joint() -> None:
 
 
 def one_platform(log: EventLog, split: Split, code: int) -> tuple[EventLog, Split]:
-    """The events of one platform, and the held-out users whose target is there."""
+    """Return the events of one platform, and the held-out users whose target is on this platform."""
     alone = only(log, code)
     there = {log.users[u]: log.catalogue.platform[log.items[log.bounds[u + 1] - 1]] == code for u in np.flatnonzero(split.end < log.bounds[1:])}
     part, mine = parts_of(alone), np.array([there.get(u, False) for u in alone.users]) & (np.diff(alone.bounds) > 1)
@@ -62,17 +62,17 @@ def one_platform(log: EventLog, split: Split, code: int) -> tuple[EventLog, Spli
 
 
 def ranks_by_user(log: EventLog, split: Split, of: Run) -> dict[str, int]:
-    """User -> rank of the test target."""
+    """Return user -> rank of the test target."""
     users = log.users_of(split.test.target)
     return {log.users[u]: int(r) for u, r in zip(users, of.found.rank, strict=True)}
 
 
 NEW_ITEMS: dict[str, Any] = {"dims": 192, "freeze": ("projector.*",), "residual_dropout": 0.8, "logq": False}
-"""For catalogues of many new items: their vectors stay the tower's, residuals are mostly hidden, and popularity is not learned."""
+"""Recipe for catalogues with many new items: item vectors stay those of the tower, residuals are mostly hidden, popularity is not learned."""
 
 
 def cold() -> None:
-    """A tenth of the items held out of training: targets among them against the rest."""
+    """Hold a tenth of the items out of training, and compare targets among these items with other targets."""
     log, _ = food_kitchen()
     left, split = cold_items(log, 0.1, 0.2, SEED)
     one = run("cold", left, split, BRIEF.model_copy(update=NEW_ITEMS))
@@ -97,7 +97,7 @@ def cold() -> None:
 
 
 def stale() -> None:
-    """The next item from the newest window, and from windows that lack the newest events."""
+    """Predict the next item from the newest window, and from windows without the newest events."""
     log, split = food_kitchen()
     one = run("food", log, split, FOOD)
     scores = {"encoder": model_scores(one.trained.model, log, one.trained.residual), "decayed mean": decayed_mean()}
@@ -113,7 +113,7 @@ def stale() -> None:
 
 
 def worldly() -> dict[str, Any]:
-    """How much a profile loses by its age where events have times: the synthetic world, two events a user and day."""
+    """Measure a profile's loss by its age on data with times: the synthetic world, two events a user and day."""
     settings = Settings(**tomllib.loads((files("streams.demo") / "demo.toml").read_text()))
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder) / "world", 66_000, 1000, seed=3, days=30, end_ms=1_735_689_600_000)
@@ -148,7 +148,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def ablation() -> None:
-    """One part changed at a time."""
+    """Change one part of the encoder at a time."""
     log, split = food_kitchen()
     base = None
     for name, change in CHANGES.items():
@@ -159,7 +159,7 @@ def ablation() -> None:
 
 
 def minilm_tower() -> None:
-    """The line of MiniLM as the item tower, frozen and whitened on the titles, in place of the static one."""
+    """Measure with MiniLM as the item tower, frozen and whitened on the titles, instead of the static tower."""
     log, split = food_kitchen()
     base = run("ablation-all-parts", log, split, BRIEF)
     _, texts, _ = food_kitchen_texts()
@@ -171,11 +171,11 @@ def minilm_tower() -> None:
 
 
 FEW = 1
-"""Epochs of a body of 22M weights, and of ours beside it."""
+"""Epochs of the body with 22M weights, and of Currents' body beside it."""
 
 
 def times() -> None:
-    """Parts that need true times, values and behaviors, on MovieLens latest-small."""
+    """Ablate the parts that need true times, values and behaviors, on MovieLens latest-small."""
     log = ml_latest_small()
     split = leave_one_out(log)
     more = {"time": True, "mask": 0.3, "weight_behavior": 0.1, "weight_value": 0.05}
@@ -199,7 +199,7 @@ def times() -> None:
 
 
 def row_of(log: EventLog, split: Split, one: Run, base: Run) -> dict[str, Any]:
-    """A line of the table: the metric by platform, and the paired difference to the encoder with all parts."""
+    """Return a row of the table: the metric by platform, and the paired difference to the encoder with all parts."""
     platform = log.catalogue.platform[log.items[split.test.target]]
     over = {
         name: difference(one.found.rank[platform == code], base.found.rank[platform == code], "hr@10", SEED)
@@ -218,7 +218,7 @@ ABLATION = RESULTS / "ablation.json"
 
 
 def keep_row(table: str, name: str, row: dict[str, Any]) -> None:
-    """Add a line to the stored table and print it."""
+    """Add a row to the stored table and print the row."""
     rows = json.loads(ABLATION.read_text()) if ABLATION.exists() else {}
     rows.setdefault(table, {})[name] = row
     ABLATION.write_text(json.dumps(rounded(rows), indent=1) + "\n")

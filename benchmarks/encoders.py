@@ -1,4 +1,4 @@
-"""The same comparison with a sequence encoder of preset S in each: Quix Streams encodes one event at a time, and, batched by hand, many at once."""
+"""The comparison of benchmarks.plumbing with a sequence encoder of preset S. Quix Streams encodes one event at a time or, batched by hand, many."""
 
 import argparse
 import tempfile
@@ -12,7 +12,7 @@ N, USERS, RUNS, LEN = 60_000, 3_000, 3, 32
 
 
 def main() -> None:
-    """Medians of several runs, taken in turn."""
+    """Record medians of several runs; the systems run in turn."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=N)
     parser.add_argument("--runs", type=int, default=RUNS)

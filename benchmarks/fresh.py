@@ -1,7 +1,7 @@
-"""A bundle of a preset with fresh weights, in a process of its own, for it needs torch: python -m benchmarks.fresh PRESET LENGTH FOLDER.
+"""Writes a bundle of a preset with untrained weights, in a separate process because of torch: python -m benchmarks.fresh PRESET LENGTH FOLDER.
 
-What an encoder costs depends on its shape alone, so weights that were never trained will do. `s-int8` is preset S in int8, which nothing judges:
-an export or a retraining would (`training/quantise.py`).
+An encoder's cost depends on its shape only, so untrained weights suffice. `s-int8` is preset S in int8, here without the quality check that an export
+or a retraining makes (`training/quantise.py`).
 """
 
 import sys
@@ -18,7 +18,7 @@ from training.quantise import quantised
 
 
 def main(name: str, length: int, out: Path) -> None:
-    """Write the bundle, for the shipped tower."""
+    """Write the bundle for the shipped tower."""
     tower, (shape, _, form) = load_tower("static"), name.partition("-")
     if form not in ("", "int8"):
         sys.exit(f"{name}: want a preset, or a preset with -int8")

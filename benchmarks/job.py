@@ -1,4 +1,4 @@
-"""One worker, the whole job on a CPU, catching up: events/s by encoder and by number of users, whose windows are full from the start.
+"""Events/s of one worker that does the whole job on a CPU and catches up, by encoder and by number of users. All windows are full from the start.
 
 python -m benchmarks.job --users 1 10 100000 1000000 --events 40000
 """
@@ -30,20 +30,20 @@ PRESETS = ("s", "s-int8", "xs", "xs-int8")
 
 
 class Measured(NamedTuple):
-    """Of one catching up."""
+    """The figures of one catch-up."""
 
     per_s: float
     """Events a second."""
     cpu_us: float
-    """CPU of the worker's process for each event, µs."""
+    """CPU time of the worker's process per event, µs."""
     broker_us: float
-    """CPU of the broker for each event, µs; 0 where its process is not known."""
+    """CPU time of the broker per event, µs; 0 if its process is unknown."""
     windows: float
-    """Encoded for each event: less than 1 where users have several in a batch."""
+    """Encoded windows per event; less than 1 if users have several events in a batch."""
 
 
 def fresh(name: str, folder: Path, length: int = LENGTH) -> str:
-    """The folder of a bundle of a preset with fresh weights."""
+    """Make a bundle of a preset with untrained weights, and return its folder."""
     out = folder / f"fresh-{name}-{length}"
     if not out.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.fresh", name, str(length), str(out)], check=True)
@@ -51,7 +51,7 @@ def fresh(name: str, folder: Path, length: int = LENGTH) -> str:
 
 
 def fill(folder: Path, users: int, partitions: int) -> None:
-    """Full windows for all users, in the tablets of a worker that has not started yet."""
+    """Write full windows for all users to the tablets of a worker that has not started yet."""
     r, keys = np.random.default_rng(0), np.array([item_key(f"shop:i{n}") for n in range(ITEMS)], np.uint64)
     tablets = [Tablet(p, folder / f"tablet-{p}") for p in range(partitions)]
     for start in range(0, users, LOT):
@@ -63,13 +63,15 @@ def fill(folder: Path, users: int, partitions: int) -> None:
             tablet.write(mine)
     for tablet in tablets:
         tablet.flush()
-        while any(tablet.family(f).property_int_value(p) for f in FAMILIES for p in UNFINISHED):  # what is measured is not the filling
+        while any(
+            tablet.family(f).property_int_value(p) for f in FAMILIES for p in UNFINISHED
+        ):  # compactions of the filling must not run during the measurement
             time.sleep(0.1)
         tablet.close()
 
 
 def linked(source: Path, target: Path) -> None:
-    """A copy of tablets; RocksDB never changes a table's file, so that these are shared."""
+    """Copy tablets. Links table files instead of copying them, because RocksDB never changes a table file."""
 
     def copy(a: str, b: str) -> None:
         if a.endswith(".sst"):
@@ -82,7 +84,7 @@ def linked(source: Path, target: Path) -> None:
 
 
 async def caught_up(worker: Worker, total: int, broker: psutil.Process | None = None) -> Measured:
-    """What a worker takes for the events that wait, from its first batch on."""
+    """Measure a worker while it handles the waiting events, from its first batch on."""
     me, value = psutil.Process(), worker.metrics.value
     await folded(worker, 1)
     began, before, encoded, own, its = time.perf_counter(), value("currents_folded_total"), value("currents_profiles_total"), cpu(me), cpu(broker)
@@ -102,7 +104,7 @@ async def measure(
     threads: int = 1,
     **sections: dict[str, Any],
 ) -> Measured:
-    """A first life in which a worker, whose tablets are there already, learns the items; then events are sent, and its second life is measured."""
+    """Start a worker with filled tablets so that it learns the items, and stop it. Then send events, start the worker again and measure it."""
     async with bench(bootstrap, encoding={"encoder": encoder, "device": "cpu", "threads": threads}, **sections) as settings:
         if filled is not None:
             linked(filled, Path(settings.worker.data_dir))
@@ -114,7 +116,7 @@ async def measure(
 
 
 def main() -> None:
-    """Every number of users with every preset."""
+    """Measure every number of users with every preset."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, nargs="+", default=USERS)
     parser.add_argument("--events", type=int, default=EVENTS)

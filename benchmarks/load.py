@@ -1,4 +1,4 @@
-"""A load generator of its own process: python -m benchmarks.load BOOTSTRAP TOPIC RATE SECONDS USERS."""
+"""A load generator for a separate process: python -m benchmarks.load BOOTSTRAP TOPIC RATE SECONDS USERS."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ TICK_S = 0.02
 
 
 async def main(bootstrap: str, topic: str, rate: float, seconds: float, users: int) -> None:
-    """Every 20 ms a batch for each partition, so that sending costs little and is even."""
+    """Send a batch to each partition every 20 ms, so that sending is cheap and even."""
     producer, r, n = AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=512 << 10), random.Random(5), 0
     await producer.start()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Memory of a worker while users come: a million users with small windows."""
+"""Memory of a worker while a million users with small windows arrive."""
 
 import asyncio
 import gc
@@ -12,7 +12,7 @@ USERS, STEP, PER_USER = 1_000_000, 100_000, 2
 
 
 async def measure(bootstrap: str) -> dict[str, float]:
-    """MiB of resident memory after each step of new users."""
+    """Return number of users -> resident memory after this step, MiB."""
     process, figures = psutil.Process(), dict[str, float]()
     async with bench(bootstrap, worker={"cache_mb": 64}) as settings, working(settings) as worker:
         for done in range(0, USERS, STEP):
@@ -35,7 +35,7 @@ async def measure(bootstrap: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """One run: memory is not noisy."""
+    """Do one run, because memory is not noisy."""
     with kafka() as bootstrap:
         figures = uvloop.run(measure(bootstrap))
     record("memory", figures, "MiB resident, worker and load generator in one process", "two events a user, block cache 64 MiB; goal: flat")

@@ -1,9 +1,9 @@
-"""Batches grow with the backlog and shrink after it; at a multiple of what a worker can take nothing collapses, nothing is lost. Plotted.
+"""Overload: batches, ages, memory and lag of a worker at a multiple of its maximum rate and afterwards, and a check for lost events. Plotted.
 
 python -m benchmarks.overload --ratio 10 --seconds 300 --after 600
 
-After the run the worker takes all that waits, however long that is; then the log is counted, and the windows of some of the users are compared
-with the offline fold of the whole log. A reader in a process of its own asks all the while.
+After the run the worker handles the whole backlog, however long that takes. Then the benchmark counts the log, and compares the windows of a sample
+of users with the offline fold of the whole log. A reader in a separate process reads profiles during the whole run.
 """
 
 import argparse
@@ -34,11 +34,11 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 CALM_S, STORM_S, AFTER_S, CALM, RATIO, USERS = 8.0, 15.0, 45.0, 1500, 2.0, 20_000
-READS, SAMPLE = 50, 500_000  # reads a second; events whose windows are compared, about
+READS, SAMPLE = 50, 500_000  # reads a second; approximate number of events whose windows are compared
 
 
 class Look(NamedTuple):
-    """One look at the worker; there are two a second."""
+    """One sample of the worker's state; there are two a second."""
 
     at_s: float
     batch: float
@@ -54,7 +54,7 @@ class Look(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Of one run."""
+    """The results of one run."""
 
     looks: list[Look]
     sent: int
@@ -62,21 +62,21 @@ class Seen(NamedTuple):
     unified: int
     """Events in the unified topic."""
     wrong: int
-    """Users whose window is not the offline fold of the log."""
+    """Users whose window differs from the offline fold of the log."""
     compared: int
-    """Users who were compared."""
+    """Users whose windows were compared."""
     reads: dict[str, float]
-    """As the reader saw them in the storm."""
+    """Latencies that the reader measured during the storm."""
     drained_s: float
-    """From the end of the storm until nothing waited."""
+    """Time from the end of the storm until no record waited."""
 
 
 async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, after_s: float) -> Seen:
-    """Calm, storm, calm; then everything that waits; then what is there."""
+    """Run calm, storm and calm; handle the backlog; then check the result."""
     looks, process, reads = [], psutil.Process(), dict[str, float]()
     async with bench(bootstrap) as settings, working(settings) as worker:
         value, whole = worker.metrics.value, CALM_S + storm_s + after_s
-        await send(settings, settings.platforms[0].topic, one_each())  # so that a read that is not answered with 200 is the worker's fault
+        await send(settings, settings.platforms[0].topic, one_each())  # every user has a profile, so an answer other than 200 is the worker's fault
         while value("currents_folded_total") < USERS or worker.backlog.records():
             if worker.failed.done():
                 await worker.failed
@@ -113,20 +113,20 @@ async def watch(bootstrap: str, calm_rate: float, storm: float, storm_s: float, 
 
 
 def one_each() -> Iterator[tuple[bytes, bytes]]:
-    """An event of every user."""
+    """Yield one event per user."""
     now = time.time_ns() // 1_000_000
     for n in range(USERS):
         yield f"u{n}".encode(), orjson.dumps({"account": f"u{n}", "item": f"i{n % ITEMS}", "behavior": "view", "time": now, "id": f"o{n}"})
 
 
 async def asking(worker: Worker, seconds: float) -> asyncio.subprocess.Process:
-    """A process that reads profiles at a rate for as long as the storm lasts."""
+    """Start a process that reads profiles at a rate as long as the storm lasts."""
     arguments = (worker.url, str(READS), "0", str(seconds), str(USERS))
     return await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.readers", *arguments, stdout=asyncio.subprocess.PIPE)
 
 
 async def compared_with_log(settings: Settings, worker: Worker, of: int) -> tuple[int, int]:
-    """(wrong windows, users who were compared): every `of`-th user's stored window against the offline fold of the log."""
+    """Compare every `of`-th user's stored window with the offline fold of the log. Returns (wrong windows, compared users)."""
 
     def chosen(user: bytes) -> bool:
         return zlib.crc32(user) % of == 0
@@ -144,7 +144,7 @@ async def compared_with_log(settings: Settings, worker: Worker, of: int) -> tupl
 
 
 async def records(settings: Settings, topic: str) -> int:
-    """Records of a topic: of the platform's, what the generators really got through."""
+    """Return the number of records in a topic. For the platform topic this is the number that the generators really sent."""
     consumer = reader(settings.kafka)
     await consumer.start()
     try:
@@ -154,7 +154,7 @@ async def records(settings: Settings, topic: str) -> int:
 
 
 def plot(looks: list[Look], storm_s: float, path: Path) -> None:
-    """Five lines over time."""
+    """Plot five lines over time."""
     figure, axes = plt.subplots(5, 1, sharex=True, figsize=(8, 11))
     shown = (("batch", "events in a batch"), ("per_s", "events/s"), ("p99_ms", "p99 age, ms"), ("mib", "resident, MiB"), ("lag", "records that wait"))
     for axis, (field, label) in zip(axes, shown, strict=True):
@@ -167,7 +167,7 @@ def plot(looks: list[Look], storm_s: float, path: Path) -> None:
 
 
 def main() -> None:
-    """A multiple of the rate that the worker catches up with, for a while."""
+    """Offer a multiple of the worker's catch-up rate for a while."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ratio", type=float, default=RATIO, help="times the sustainable rate")
     parser.add_argument("--seconds", type=float, default=STORM_S, help="of the storm")

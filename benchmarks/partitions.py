@@ -1,4 +1,4 @@
-"""The whole job by number of partitions, one worker that owns them all: python -m benchmarks.partitions --counts 1 4 32."""
+"""Events/s of the whole job by number of partitions, with one worker that owns all of them: python -m benchmarks.partitions --counts 1 4 32."""
 
 import argparse
 
@@ -11,7 +11,7 @@ COUNTS, EVENTS, USERS, RUNS = (1, 2, 4, 8, 16, 32), 100_000, 20_000, 2
 
 
 def main() -> None:
-    """The faster of two runs each: what else the machine does only slows."""
+    """Record the faster of two runs each, because other load on the machine only slows a run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--events", type=int, default=EVENTS)

@@ -1,4 +1,4 @@
-"""Two `currents worker` processes on two cores against one, with the broker beside them: python -m benchmarks.processes --workers 1 2."""
+"""Compares two `currents worker` processes with one, on two cores that the broker shares: python -m benchmarks.processes --workers 1 2."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ COUNTS, EVENTS, USERS, RUNS, START_S = (1, 2), 300_000, 20_000, 2, 300
 
 @contextlib.contextmanager
 def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[WorkerProcess]]:
-    """Processes that share the tablets evenly."""
+    """Run worker processes that share the tablets evenly."""
     path, found = declared(settings, folder), list[WorkerProcess]()
     try:
         for n in range(count):
@@ -36,7 +36,7 @@ def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Worke
 
 
 async def measure(bootstrap: str, folder: Path, count: int, total: int, encoder: str) -> tuple[float, float]:
-    """(events/s of all together once everything is sent, CPU of the workers for an event in µs)."""
+    """Return (events/s of all workers together once everything is sent, CPU time of the workers per event, µs)."""
     async with bench(bootstrap, encoding={"encoder": encoder}) as settings:
         rows = list(events(total, USERS))
         with workers(settings, folder, count) as them:
@@ -56,7 +56,7 @@ async def measure(bootstrap: str, folder: Path, count: int, total: int, encoder:
 
 
 def main() -> None:
-    """The median of some runs of each, in turn; and how much more two do than one."""
+    """Record the median of several runs of each, in turn, and the ratio of two workers to one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--events", type=int, default=EVENTS)

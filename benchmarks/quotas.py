@@ -1,7 +1,7 @@
-"""Do quotas in the window serve small platforms, and what do they cost the large ones? Hit rate by platform, policies of one size beside each other.
+"""Effect of window quotas on small and large platforms: hit rate by platform, for policies with windows of the same size.
 
-Point in time: a window is what the fold keeps of the events before the target. `--trained` adds encoders: the one that `benchmarks.encoder food`
-trained (or trains now), and on the synthetic world the shipped one.
+The evaluation is point in time: a window has the events before the target that the fold keeps. `--trained` adds encoders: the encoder of
+`benchmarks.encoder food`, trained now if necessary, and on the synthetic world the shipped encoder.
 """
 
 import sys
@@ -35,7 +35,7 @@ PAIRS = {
     "world": ((Policy(8), Policy(2, 2)), (Policy(16), Policy(4, 3, 3)), (Policy(64), Policy(40, 8, 8))),
 }
 PAIRS["drowned world"] = PAIRS["world"]
-"""Data -> (the newest, quotas) that can have as many rows; but 40 + 8 + 8 can have 72 on three platforms."""
+"""Data set -> pairs of policies (newest only, with quotas) with the same maximum number of rows; but 40 + 8 + 8 can have 72 on three platforms."""
 EVENTS, USERS, THINNED = 120_000, 2000, 8
 SEEDS = (1, 2, 3, 4)
 METRIC = "hr@10"
@@ -43,20 +43,20 @@ Model = Callable[[Policy], Score]
 
 
 class Part(NamedTuple):
-    """A log and its held-out next actions."""
+    """A log and its held-out next actions, the test cases."""
 
     log: EventLog
     some: Cases
 
 
 def food() -> list[Part]:
-    """Real orders on two platforms."""
+    """Return real orders on two platforms."""
     log, split = food_kitchen()
     return [Part(log, split.test)]
 
 
 def worlds(drowned: bool) -> list[Part]:
-    """Synthetic worlds; `drowned`: with one of eight shop and news events, beside all of the video app's."""
+    """Return synthetic worlds. `drowned`: keep one in eight shop and news events, and all of the video app's."""
     parts = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory(prefix="currents-quotas-") as folder:
@@ -74,7 +74,7 @@ def worlds(drowned: bool) -> list[Part]:
 
 
 def by_platform(policy: Policy) -> Score:
-    """The mean of the platforms' decayed means, each normalised: what a platform's newest events say counts in full, however old they are."""
+    """Score by the mean of the platforms' normalised decayed means. Each platform's newest events count in full, whatever their age."""
 
     def score(log: EventLog, some: Cases) -> np.ndarray:
         table, f = log.catalogue.table, windows(log, some.begin, some.end, policy)
@@ -92,10 +92,10 @@ def by_platform(policy: Policy) -> Score:
 
 
 def compared(name: str, parts: list[Part], models: dict[str, Model]) -> list[dict[str, Any]]:
-    """Every pair of policies under every model, over the cases of all parts: hit rates by platform, and paired differences.
+    """Compare every pair of policies under every model, over the cases of all parts: hit rates by platform, and paired differences.
 
-    The newest of the pair can have as many rows as the quotas can. Most quota windows have fewer: so there is a third policy, the newest that have as
-    many rows on average.
+    Both policies of a pair have the same maximum number of rows. Most windows with quotas have fewer rows. So a third policy keeps the newest events
+    with the average number of rows of the quota windows.
     """
     history = np.concatenate([some.end - some.begin for _, some in parts])
     out = []
@@ -115,7 +115,7 @@ def compared(name: str, parts: list[Part], models: dict[str, Model]) -> list[dic
 
 
 def by_target(parts: list[Part], quotas: np.ndarray, plain: np.ndarray, alike: np.ndarray) -> dict[str, dict[str, Any]]:
-    """The target's platform -> hit rates of three policies' ranks (n,), and the quotas' less those of the others."""
+    """Return the target's platform -> hit rates of three policies, given as ranks (n,), and the differences of the quotas to the other two."""
     platform = np.concatenate([log.catalogue.platform[log.items[some.target]] for log, some in parts])
     out = {}
     for code in np.unique(platform).tolist():
@@ -133,14 +133,14 @@ def by_target(parts: list[Part], quotas: np.ndarray, plain: np.ndarray, alike: n
 
 
 def of_food() -> dict[str, Model]:
-    """The encoder of the benchmark `encoder food`."""
+    """Return the encoder of the benchmark `encoder food`."""
     log, split = food_kitchen()
     trained = run("food", log, split, FOOD).trained
     return {"trained on it": lambda policy: model_scores(trained.model, log, trained.residual, policy)}
 
 
 def shipped() -> dict[str, Model]:
-    """The encoder of the demo."""
+    """Return the encoder of the demo."""
     tower = load_tower("static")
     encoder = load_encoder("demo", tower.space_id, tower.dims)
 
@@ -156,19 +156,20 @@ def shipped() -> dict[str, Model]:
 
 
 def lifts(platforms: dict[str, dict[str, Any]]) -> bool:
-    """The rule for a default: surely better than either of the newest on a platform that is not the largest, and surely worse than neither on any."""
+    """Whether quotas should be the default: significantly better than both other policies on a platform that is not the largest, and on no platform
+    significantly worse than either."""
     largest = max(platforms, key=lambda name: platforms[name]["events"])
     better = any(all(d["low"] > 0 for d in r["over"].values()) for name, r in platforms.items() if name != largest)
     return better and all(d["high"] >= 0 for r in platforms.values() for d in r["over"].values())
 
 
 def shown(policy: Policy) -> str:
-    """Overall + each platform + strong."""
+    """Format a policy as overall + per platform + strong."""
     return f"{policy.overall} + {policy.per_platform} + {policy.strong}"
 
 
 def main() -> None:
-    """The decayed mean, the mean of the platforms' decayed means, and encoders if they are wanted."""
+    """Compare with the decayed mean, the mean of the platforms' decayed means, and encoders if requested."""
     models: dict[str, Model] = {"decayed mean": lambda p: decayed_mean(p.most, p), "by platform": by_platform}
     trained = "--trained" in sys.argv[1:]
     found = compared("food_kitchen", food(), {**models, **(of_food() if trained else {})})

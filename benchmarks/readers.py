@@ -1,6 +1,6 @@
-"""A load generator of reads, of its own process: python -m benchmarks.readers URL SINGLES BATCHES SECONDS USERS. Prints latencies as JSON.
+"""A load generator of reads for a separate process: python -m benchmarks.readers URL SINGLES BATCHES SECONDS USERS. Prints latencies as JSON.
 
-Open loop: a request is due by the clock, and its latency counts from when it was due, so that a stall is not hidden by waiting for it.
+Open loop: the clock determines when a request is due, and its latency counts from this time, so that waiting does not hide a stall.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ CONNECTIONS, BATCH, WARM_S = 16, 100, 3.0
 
 
 class Connections:
-    """Kept-alive HTTP/1.1 connections to one server; one that breaks is opened anew."""
+    """Owns kept-alive HTTP/1.1 connections to one server, and reopens broken ones."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -29,12 +29,12 @@ class Connections:
         self._free.put_nowait(await asyncio.open_connection(self._host, self._port, limit=1 << 22))
 
     async def open(self) -> None:
-        """All of them, before anything is measured."""
+        """Open all connections before the measurement."""
         for _ in range(CONNECTIONS):
             await self._open()
 
     async def ask(self, request: bytes) -> int:
-        """Status of the answer, read whole; 0 when the connection broke."""
+        """Send a request, read the whole answer and return its status; 0 if the connection broke."""
         reader, writer = await self._free.get()
         try:
             writer.write(request)
@@ -49,7 +49,7 @@ class Connections:
 
 
 async def send(connections: Connections, request: Callable[[], bytes], rate: float, seconds: float) -> dict[str, float]:
-    """Requests at a rate -> latencies in ms after the first seconds, and how many were not answered with 200."""
+    """Send requests at a rate. Returns latencies in ms, without the first seconds, and the number of requests not answered with 200."""
     took, other, tasks = list[float](), 0, set[asyncio.Task[None]]()
     began = time.perf_counter()
 
@@ -72,7 +72,7 @@ async def send(connections: Connections, request: Callable[[], bytes], rate: flo
 
 
 async def main(url: str, singles: float, batches: float, seconds: float, users: int) -> None:
-    """Singles and batches side by side, each on connections of its own."""
+    """Send single and batch requests side by side, each on connections of their own."""
     r = random.Random(3)
 
     def user() -> str:

@@ -1,6 +1,6 @@
-"""Reads while events flow in: `currents serve` beside a worker, the worker's own endpoint, and `currents serve` beside a worker that gives way.
+"""Latency of reads under live events: `currents serve` beside a worker, the worker's own endpoint, and `currents serve` beside a niced worker.
 
-Giving way is what `nice -n 10 currents worker` does: whoever else wants a core gets it first.
+A niced worker is started with `nice -n 10 currents worker`: other processes get a core first.
 """
 
 import argparse
@@ -27,13 +27,13 @@ NICE = 10
 
 
 def give_way(pid: int) -> None:
-    """What nice does to a process before it starts: on Linux every thread has a niceness of its own, and new ones their parent's."""
+    """Set the niceness of a running process. On Linux every thread has its own niceness, and new threads inherit their parent's."""
     for thread in os.listdir(f"/proc/{pid}/task"):
         os.setpriority(os.PRIO_PROCESS, int(thread), NICE)
 
 
 async def read(url: str, singles: float, batches: float, seconds: float) -> dict[str, Any]:
-    """Latencies as the generator saw them."""
+    """Run the read generator and return its latencies."""
     arguments = (url, str(singles), str(batches), str(seconds), str(USERS))
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "benchmarks.readers", *arguments, stdout=asyncio.subprocess.PIPE)
     text, _ = await process.communicate()
@@ -42,7 +42,7 @@ async def read(url: str, singles: float, batches: float, seconds: float) -> dict
 
 
 async def mixed(name: str, asked: WorkerProcess, worker: WorkerProcess, seconds: float) -> dict[str, Any]:
-    """Every mix of reads of one process, and meanwhile its CPU and how old the worker's profiles were."""
+    """Measure every mix of reads on one process. Returns latencies, the process's CPU and the age of the worker's profiles."""
     process, ages, figures = psutil.Process(asked.process.pid), Ages(), {}
     for mix, (singles, batches) in MIXES.items():
         ages.p99_ms(edges(worker.get("/metrics").text))
@@ -56,7 +56,7 @@ async def mixed(name: str, asked: WorkerProcess, worker: WorkerProcess, seconds:
 
 
 async def measure(bootstrap: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Fill the windows first; then each mix, on the replica and on the worker, with events flowing in."""
+    """Fill the windows, then measure each mix on the replica and on the worker under live events."""
     async with bench(bootstrap) as settings:
         await send(settings, settings.platforms[0].topic, events(EVENTS, USERS))
         config = declared(settings, folder)
@@ -82,7 +82,7 @@ async def measure(bootstrap: str, folder: Path, seconds: float) -> dict[str, Any
 
 
 def main() -> None:
-    """One run; --seconds for each of the nine mixes."""
+    """Do one run, with --seconds for each of the nine mixes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=SECONDS)
     seconds = parser.parse_args().seconds

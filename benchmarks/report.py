@@ -1,4 +1,4 @@
-"""The tables of figures in the README and in docs/, from benchmarks/results."""
+"""Writes the tables of figures in the README and in docs/ from benchmarks/results."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -17,13 +17,13 @@ Row = dict[str, Any]
 
 
 class Headline(NamedTuple):
-    """A line of the tables of headlines."""
+    """A row of the tables of headlines."""
 
     what: str
     question: str
-    """Whose result it is from."""
+    """Question whose result has the figure."""
     figures: tuple[tuple[str, ...], ...]
-    """Where they stand in it."""
+    """Paths of the figures in the result."""
     goal: str
 
 
@@ -106,11 +106,11 @@ HEADLINES = (
 
 
 SHORT = ("plumbing", "whole", "job", "age", "restore", "overload-10x-300s", "retrain")
-"""The questions whose headlines are in the README; docs/figures.md has all."""
+"""Questions with headlines in the README. docs/figures.md has all headlines."""
 
 
 def headlines(questions: Container[str] | None = None) -> str:
-    """Figures beside their goals, of all headlines or of those of some questions."""
+    """Return a table of figures and goals, of all headlines or of those of some questions."""
     out = ["| | measured | goal | command | date |", "|---|---|---|---|---|"]
     for line in HEADLINES:
         if questions is not None and line.question not in questions:
@@ -122,7 +122,7 @@ def headlines(questions: Container[str] | None = None) -> str:
 
 
 def costs(r: Row) -> str:
-    """What a million events cost: a line a part of the job, a column an encoder."""
+    """Return the table of the cost of a million events: a row per part of the job, a column per encoder."""
     gpus = r["figures"]["events/s per GPU, encoder alone"]
     encoders = {name: parts for name, parts in r["figures"].items() if parts is not gpus}
     out = ["| core-seconds for a million events | " + " | ".join(encoders) + " |", "|---" * (len(encoders) + 1) + "|"]
@@ -133,14 +133,14 @@ def costs(r: Row) -> str:
 
 
 def shown(value: Any) -> str:
-    """A figure as read by people."""
+    """Format a figure for readers."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {shown(v)}" for k, v in value.items())
     return value if isinstance(value, str) else f"{value:,}"
 
 
 def encoder_rows(figures: dict[str, Row]) -> list[str]:
-    """A line a figure of the encoder's, which have conditions and commands of their own."""
+    """Return a row per figure of the encoder. These figures have their own conditions and commands."""
     out = []
     for name, r in figures.items():
         if "curve" in r:
@@ -151,7 +151,7 @@ def encoder_rows(figures: dict[str, Row]) -> list[str]:
 
 
 def table() -> str:
-    """One line a question."""
+    """Return a table with one row per question."""
     rows = ["| question | figures | unit | conditions | command | date |", "|---|---|---|---|---|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         r = orjson.loads(path.read_bytes())
@@ -164,12 +164,12 @@ def table() -> str:
 
 
 def with_interval(r: dict[str, float]) -> str:
-    """A figure and what it lies between."""
+    """Format a figure and its interval."""
     return f"{r.get('value', r.get('mean')):.3f} ({r['low']:.3f} to {r['high']:.3f})"
 
 
 def curves(figures: dict[str, Row]) -> str:
-    """The next item's HR@10 by the age of the profile: one table by missing events, one by time."""
+    """Return tables of the next item's HR@10 by the profile's age: one by missing events, one by time."""
     out = []
     if "stale_events" in figures:
         curve = figures["stale_events"]["curve"]
@@ -184,7 +184,7 @@ def curves(figures: dict[str, Row]) -> str:
 
 
 def ablations(tables: dict[str, Row]) -> str:
-    """One table a log: a line a part, its HR@10 and the paired difference to the encoder with all parts."""
+    """Return one table per log: a row per part with its HR@10 and the paired difference to the encoder with all parts."""
     out = []
     for name, rows in tables.items():
         platforms = list(next(iter(rows.values()))["hr@10"])
@@ -198,7 +198,7 @@ def ablations(tables: dict[str, Row]) -> str:
 
 
 def variants(row: Row) -> str:
-    """A line a variant of an encoder: metric, size, speed, and what the gate said."""
+    """Return a row per variant of an encoder: metric, size, speed, and the gate's result."""
     out = ["| variant | NDCG@10 | difference, 95 % | MB | ms for 64 windows | whole one's, beside it | gate |", "|---|---|---|---|---|---|---|"]
     for name, v in row["figures"].items():
         cells = [v["NDCG@10"], v.get("difference", ""), v["MB"], v["ms"], v.get("beside ms", ""), v.get("gate", "")]
@@ -207,14 +207,14 @@ def variants(row: Row) -> str:
 
 
 def put(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between a page's marks."""
+    """Replace the text between a page's marks."""
     begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
     before, rest = page.read_text().split(begin)
     page.write_text(before + begin + text + end + rest.split(end)[1])
 
 
 def main() -> None:
-    """All pages that show figures."""
+    """Update all pages that show figures."""
     put(ROOT / "README.md", "figures", headlines(SHORT))
     put(ROOT / "docs" / "figures.md", "headlines", headlines())
     put(ROOT / "docs" / "figures.md", "figures", table())

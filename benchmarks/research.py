@@ -1,4 +1,4 @@
-"""Research data as event logs. They are read where they lie (CURRENTS_DATA, or ../shared/data) and never copied. Orders only: times are made up."""
+"""Research data as event logs, read in place (CURRENTS_DATA, or ../shared/data) and never copied. The data have only the order; times are made up."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ FOOD, KITCHEN = 1, 2
 
 
 def ml1m(tower: str = "static") -> EventLog:
-    """MovieLens-1M: 6,040 users, 3,416 films, in order."""
+    """Return MovieLens-1M: 6,040 users, 3,416 films, in order."""
     rows = [line.rstrip("\n").split("\t") for line in (DATA / "ml1m" / "items.tsv").open()]
     vectors = load_tower(tower).encode([f"{title} {genres.replace('|', ', ')}" for _, _, title, genres in rows])
     films = catalogue([f"film:{r[0]}" for r in rows], vectors, [1] * len(rows), {1: "film"})
@@ -28,13 +28,13 @@ def ml1m(tower: str = "static") -> EventLog:
 
 
 def food_kitchen(tower: str = "static") -> tuple[EventLog, Split]:
-    """Amazon Food and Kitchen: everything is trained on but the last item of the held-out users."""
+    """Return Amazon Food and Kitchen. The training set has all events except the last item of the held-out users."""
     log, texts, split = food_kitchen_texts()
     return log.with_vectors(load_tower(tower).encode(texts)), split
 
 
 def food_kitchen_texts() -> tuple[EventLog, list[str], Split]:
-    """The same with item vectors of no dims, and the title of every row of the catalogue."""
+    """As `food_kitchen`, with item vectors of 0 dims, and the title of every row of the catalogue."""
     rows = [line.rstrip("\n").split("\t") for line in (DATA / "food_kitchen" / "items.tsv").open()]
     codes = [FOOD if r[1] == "food" else KITCHEN for r in rows]
     names = [f"{r[1]}:{r[0]}" for r in rows]
@@ -52,23 +52,23 @@ def food_kitchen_texts() -> tuple[EventLog, list[str], Split]:
 
 
 def only(log: EventLog, code: int) -> EventLog:
-    """The events of one platform."""
+    """Return the events of one platform."""
     return kept_rows(log, log.rows["platform"] == code)
 
 
 def kept_rows(log: EventLog, keep: np.ndarray) -> EventLog:
-    """Some of the events, by mask (n,)."""
+    """Return the events that the mask `keep` (n,) selects."""
     users = np.repeat(np.array(log.users, object), np.diff(log.bounds))
     return event_log(users[keep], log.rows[keep], log.catalogue)
 
 
 def parts_of(log: EventLog) -> np.ndarray:
-    """(U,) file of each user of food_kitchen: train_overlap, train_A, train_B, valid or test."""
+    """Return (U,) file of each user of food_kitchen: train_overlap, train_A, train_B, valid or test."""
     return np.array([u.split("-")[0] for u in log.users])
 
 
 def cold_items(log: EventLog, items: float, users: float, seed: int) -> tuple[EventLog, Split]:
-    """A share of the items is held out of training altogether; the test is the last event of a share of the users, on whatever item it is."""
+    """Hold a share of the items out of training. The test cases are the last events of a share of the users, on any item."""
     r = np.random.default_rng(seed)
     cold = r.random(log.catalogue.size) < items
     last = log.bounds[1:] - 1
@@ -83,7 +83,7 @@ def cold_items(log: EventLog, items: float, users: float, seed: int) -> tuple[Ev
 
 
 def ml_latest_small(tower: str = "static") -> EventLog:
-    """MovieLens latest-small with its true times: ratings (value: stars) and tags (as comments)."""
+    """Return MovieLens latest-small with its true times: ratings (value: stars) and tags (as comments)."""
     folder = DATA / "ml_latest_small"
     with (folder / "movies.csv").open(newline="") as file:
         films = list(csv.DictReader(file))
@@ -101,6 +101,6 @@ def ml_latest_small(tower: str = "static") -> EventLog:
 
 
 def log_of(users: list[str], histories: list[np.ndarray], items: Catalogue) -> EventLog:
-    """Users and their items, oldest first, as catalogue rows -> EventLog."""
+    """Make an EventLog of users and their items (catalogue rows, oldest first)."""
     rows = ordered_rows(histories, items, BEHAVIOR_CODE["view"])
     return event_log([user for user, history in zip(users, histories, strict=True) for _ in history], rows, items)

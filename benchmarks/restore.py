@@ -1,4 +1,4 @@
-"""Rebuilding tablets from their changelogs: rows a second, full windows and portraits of ten interests, into an empty data folder.
+"""Rows a second of restoring tablets from their changelogs into an empty data folder, with full windows and portraits of ten interests.
 
 python -m benchmarks.restore --users 1000000
 """
@@ -21,7 +21,7 @@ USERS, RUNS, LOT = 100_000, 3, 5000
 
 
 async def written(settings: Settings, users: int) -> None:
-    """A window and a profile of every user in the changelogs, as a worker would have published them; users come in no order."""
+    """Write every user's window and profile to the changelogs as a worker publishes them, with users in random order."""
     with tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         profiler, keys = profiler_of(Path(folder))
         r = np.random.default_rng(0)
@@ -35,7 +35,7 @@ async def written(settings: Settings, users: int) -> None:
 
 
 async def measure(bootstrap: str, users: int) -> tuple[float, float]:
-    """(rows/s, seconds) from when the worker has its tablets until it is ready; in a first life it learns the items."""
+    """Return (rows/s, seconds) from the assignment of the tablets until the worker is ready. An earlier start of the worker learns the items."""
     async with bench(bootstrap) as settings:
         async with working(settings):
             pass
@@ -51,7 +51,7 @@ async def measure(bootstrap: str, users: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Median of three runs."""
+    """Record the median of three runs."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=USERS)
     users = parser.parse_args().users

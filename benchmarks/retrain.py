@@ -1,6 +1,6 @@
-"""`currents retrain --once` from the live log, warm, on Apache Kafka: seconds of each step, and what of them is not training.
+"""Seconds of each step of a warm `currents retrain --once` from the live log on Apache Kafka, and the share outside training.
 
-The release that serves was trained by the same command on the first tenth of the log; the clock runs for the second one alone.
+An earlier run of the same command trained the serving release on the first tenth of the log. Only the second run is measured.
 """
 
 import argparse
@@ -32,12 +32,12 @@ EVENTS, DAYS, DAY_MS = 1_000_000, 60, 86_400_000
 TRAINING: dict[str, Any] = {
     "preset": "xs", "dims": 64, "max_len": 32, "epochs": 4, "batch_events": 4096, "threads": 2, "log_to": "none", "precision": "no",
 }  # fmt: skip
-LAX = GateRules(gain=-0.9, platform_loss=0.99, cold_loss=0.99, min_cases=0)  # of the first run: it only has to serve
+LAX = GateRules(gain=-0.9, platform_loss=0.99, cold_loss=0.99, min_cases=0)  # gate of the first run, whose encoder only has to serve
 STEPS = ("slice", "examples", "train", "align", "bundle", "evaluate", "gate", "announce")
 
 
 def unified(world: World, mappers: dict[str, Mapper], events: int, end_ms: int) -> Iterator[tuple[bytes, bytes]]:
-    """Records of the unified topic, their times spread over DAYS up to `end_ms`."""
+    """Yield records of the unified topic with times spread over DAYS up to `end_ms`."""
     made = 0
     stream = world.events(lambda: end_ms - (events - made) * DAYS * DAY_MS // events)
     for event in stream:
@@ -48,13 +48,13 @@ def unified(world: World, mappers: dict[str, Mapper], events: int, end_ms: int) 
 
 
 def items(world: World, mappers: dict[str, Mapper], at_ms: int) -> Iterator[tuple[bytes, bytes]]:
-    """Records of the topic of item vectors."""
+    """Yield records of the topic of item vectors."""
     found = [i for platform, _, value in world.items() if not isinstance(i := mappers[platform].item(value), Rejected)]
     yield from ((key, value) for key, value, _ in item_rows(found, load_tower("static"), at_ms))
 
 
 def prepared(bootstrap: str, folder: Path, events: int, epochs: int) -> Settings:
-    """Topics, and what `currents retrain` is told."""
+    """Create the topics and return the settings of `currents retrain`."""
     platforms = tomllib.loads((files("streams.demo") / "demo.toml").read_text())["platforms"]
     told = {"folder": folder / "runs", "bundles": str(folder / "bundles"), "events": events, "min_events": 1000, "epochs": epochs}
     settings = Settings(
@@ -67,7 +67,7 @@ def prepared(bootstrap: str, folder: Path, events: int, epochs: int) -> Settings
 
 
 def serve(settings: Settings) -> Release:
-    """The candidate of the first run serves from now on, whatever a canary would have said."""
+    """Make the first run's candidate the serving release, without a canary."""
     topic = settings.topic("releases")
     history = asyncio.run(read_history(settings.kafka, topic))
     found = candidate(history)
@@ -78,7 +78,7 @@ def serve(settings: Settings) -> Release:
 
 
 def main() -> None:
-    """Two runs, of which the second counts."""
+    """Do two runs and record the second."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=EVENTS)
     parser.add_argument("--epochs", type=int, default=4, help="of the warm run")
@@ -99,7 +99,7 @@ def main() -> None:
         ended = "announced"
         try:
             once(settings)
-        except RetrainError as error:  # the gate's word is a result, too
+        except RetrainError as error:  # a refusal by the gate is a result too
             ended = str(error).split("; kept")[0]
         whole = time.monotonic() - began
         (run,) = set(settings.retrain.folder.iterdir()) - before

@@ -1,6 +1,6 @@
-"""Training runs of the encoder's benchmarks, and the record of their figures: results/encoder.json.
+"""Training runs of the encoder's benchmarks, and the recording of their figures in results/encoder.json.
 
-Runs keep their checkpoints in .runs/ and go on from there; a finished one is read, not trained again.
+Runs keep their checkpoints in .runs/ and continue from them. A finished run is read instead of trained again.
 """
 
 import datetime
@@ -27,7 +27,7 @@ FILE = RESULTS / "encoder.json"
 SEED = 0
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-ORDERS: dict[str, Any] = {  # what both logs lack: times, behaviors, values
+ORDERS: dict[str, Any] = {  # switches off parts for data that both logs lack: times, behaviors, values
     "time": False, "mask": 0.0, "weight_behavior": 0.0, "weight_class": 0.0, "weight_value": 0.0, "residual_min_count": 1,
     "log_to": "none", "threads": 1, "checkpoint_steps": 10_000, "seed": SEED,
 }  # fmt: skip
@@ -39,12 +39,12 @@ FOOD = Recipe(
     drop_platform=0.0, unknown_platform=0.0,
 )  # fmt: skip
 BRIEF = FOOD.model_copy(update={"epochs": 3, "batch_events": 1024, "ema": 0.99})
-"""For comparisons: a third of the steps."""
+"""Recipe for comparisons, with a third of the steps."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained encoder and what it makes of the test cases."""
+    """Owns a trained encoder and its ranks of the test cases."""
 
     trained: Trained
     found: Ranked
@@ -52,7 +52,7 @@ class Run:
 
 
 def run(name: str, log: EventLog, split: Split, recipe: Recipe) -> Run:
-    """Train (or read) a run and rank its test cases."""
+    """Train a run, or read a finished one, and rank its test cases."""
     folder = RUNS / name
     began = time.perf_counter()
     trained = train(log, split, recipe, folder, note=lambda text: err.print(f"{name}: {text}"))
@@ -70,13 +70,13 @@ def figure(values: np.ndarray) -> dict[str, float]:
 
 
 def by_platform(log: EventLog, split: Split, ranks: np.ndarray, metric: str) -> dict[str, dict[str, float]]:
-    """Platform -> a metric of the test cases."""
+    """Return platform -> a metric of the test cases."""
     platform = log.catalogue.platform[log.items[split.test.target]]
     return {name: figure(METRICS[metric](ranks[platform == code]).astype(float)) for code, name in log.catalogue.platforms.items()}
 
 
 def note(question: str, about: str, **figures: Any) -> None:
-    """Put figures into the results, each with command, seed and date; print them as the last line."""
+    """Add figures to the results, each with command, seed and date, and print them as the last line."""
     rows = json.loads(FILE.read_text()) if FILE.exists() else {}
     common = {"command": f"python -m benchmarks.encoder {question}", "seed": SEED, "date": datetime.date.today().isoformat(), "about": about}
     for name, value in figures.items():
@@ -86,7 +86,7 @@ def note(question: str, about: str, **figures: Any) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four digits: no interval here is narrower."""
+    """Round floats to four digits; no interval here is narrower."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     return round(value, 4) if isinstance(value, float) else value

@@ -1,6 +1,6 @@
-"""What 10 million and a billion users need, on paper: this machine's figures and named assumptions in, tables out. python -m benchmarks.scale
+"""Estimates the resources for 10 million and for a billion users from this machine's figures and named assumptions: python -m benchmarks.scale
 
-Knows no broker: it reads benchmarks/results. docs/scale.md shows what it prints, between marks.
+Needs no broker: it reads benchmarks/results. docs/scale.md has the printed tables between marks.
 """
 
 import math
@@ -25,7 +25,7 @@ def _is(value: float, meaning: str) -> float:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What no benchmark here can say. Change it to yours and run this again."""
+    """Assumptions that no benchmark here can measure. Change them to your values and run the script again."""
 
     active: float = _is(0.2, "share of users who act on a day")
     events: float = _is(30, "events of such a user on that day")
@@ -46,7 +46,7 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure and where it stands."""
+    """A measured figure and its source."""
 
     name: str
     value: float
@@ -56,20 +56,20 @@ class Figure:
 
 
 def read(question: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """What a benchmark recorded; None if it did not run yet."""
+    """Return a benchmark's result; None if the benchmark has not run yet."""
     path = folder / f"{question}.json"
     return orjson.loads(path.read_bytes()) if path.exists() else None
 
 
 def at(row: Any, path: Iterable[str]) -> Any:
-    """What stands at a path of keys; None where nothing does."""
+    """Return the value at a path of keys; None if there is none."""
     for key in path:
         row = row.get(key) if isinstance(row, dict) else None
     return row
 
 
 def _first(*wanted: tuple[str, tuple[str, ...], str]) -> tuple[float, str, str] | None:
-    """The first of some figures that was measured: value, source, note."""
+    """Return the first of the wanted figures that was measured: value, source, note."""
     for name, path, note in wanted:
         found = at(read(name), path)
         if isinstance(found, int | float):
@@ -78,7 +78,7 @@ def _first(*wanted: tuple[str, tuple[str, ...], str]) -> tuple[float, str, str] 
 
 
 def measured() -> dict[str, Figure]:
-    """This machine's figures, by a short name."""
+    """Return this machine's figures by short names."""
     job = ("figures", "preset s", "1,000,000 users"), ("figures", "preset xs", "1,000,000 users")
     wanted: dict[str, tuple[str, str, list[tuple[str, tuple[str, ...], str]]]] = {
         "baseline": ("a worker, baseline encoder", "events/s", [
@@ -103,7 +103,7 @@ def measured() -> dict[str, Figure]:
 
 
 def plan(users: int, m: dict[str, float], a: Assumed) -> dict[str, float | None]:
-    """Everything that a number of users needs. None: its figure is not measured yet."""
+    """Return the resources for a number of users. A value is None if its figure is not measured yet."""
     mean = users * a.active * a.events / DAY_S
     peak = mean * a.peak
 
@@ -152,7 +152,7 @@ def _shown(value: float | None) -> str:
 
 
 def tables() -> str:
-    """Figures, assumptions, and what follows from them, in Markdown."""
+    """Return figures, assumptions and estimates as Markdown tables."""
     found, a = measured(), Assumed()
     out = ["| measured | figure | from | |", "|---|---|---|---|"]
     out += [f"| {f.name} | {f.value:,.0f} {f.unit} | `benchmarks/results/{f.source}` | {f.note} |" for f in found.values()]
@@ -165,7 +165,7 @@ def tables() -> str:
 
 
 def main(show: Callable[[str], None] = print) -> None:
-    """The tables; then one JSON object."""
+    """Print the tables, then one JSON object."""
     show(tables())
     values = {k: f.value for k, f in measured().items()}
     show(orjson.dumps({"scale": {f"{u} users": plan(u, values, Assumed()) for u in USERS}}).decode())

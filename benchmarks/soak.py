@@ -1,4 +1,4 @@
-"""A worker for an hour at half the load that it can take: memory, file handles, disk, lag and ages stay what they are. Plotted.
+"""Soak test: memory, file handles, disk, lag and ages of a worker during an hour at half its maximum rate, which must stay constant. Plotted.
 
 python -m benchmarks.soak --minutes 60 --rate 2000
 """
@@ -29,12 +29,12 @@ from matplotlib import pyplot as plt
 
 MINUTES, RATE, USERS, EVERY_S, WARM_MIN = 60.0, 2000.0, 20_000, 5.0, 10.0
 CLEANED = PROPERTIES.replace("log.cleaner.enable=false", "log.cleaner.enable=true\nlog.segment.bytes=134217728\nlog.roll.ms=120000")
-"""An hour's changelogs would fill a disk: compacted, as they are elsewhere."""
+"""Compact the changelogs, as outside the benchmarks; otherwise an hour's changelogs would fill the disk."""
 
 
 @dataclass
 class Look:
-    """One look at the worker."""
+    """One sample of the worker's state."""
 
     minute: float
     mib: float
@@ -42,23 +42,23 @@ class Look:
     handles: int
     """Open files and sockets."""
     disk_mib: float
-    """Its data folder."""
+    """Size of the data folder."""
     lag: float
-    """Records of the unified topic that wait."""
+    """Records of the unified topic that are not handled yet."""
     p99_ms: float
-    """Upper bound of the ages of 99 % of the events since the last look: a bucket's edge."""
+    """Upper bound of the ages of 99 % of the events since the previous sample: a bucket's edge."""
     events: float
-    """Folded so far."""
+    """Events folded so far."""
 
 
 class Ages:
-    """Ages between two looks, from the histogram that Prometheus reads."""
+    """Owns the histogram counts of the previous sample, and computes ages between two samples from the Prometheus histogram."""
 
     def __init__(self) -> None:
         self._before: dict[float, float] = {}
 
     def p99_ms(self, counts: dict[float, float]) -> float:
-        """Cumulated counts by upper edge, s -> the edge below which 99 % of what came since the last call lies, ms; 0 if nothing came."""
+        """Cumulative counts by upper edge in s -> the edge in ms below which 99 % of the events since the last call lie; 0 without events."""
         edges = sorted(counts)
         since = np.array([counts[e] - self._before.get(e, 0.0) for e in edges])
         self._before = counts
@@ -66,13 +66,13 @@ class Ages:
 
 
 def edges(metrics: str) -> dict[float, float]:
-    """A worker's metrics -> ages of its events so far: cumulated counts by upper edge, s."""
+    """A worker's metrics -> cumulative counts of event ages by upper edge in s."""
     samples = (s for f in families(metrics) for s in f.samples)
     return {float(s.labels["le"]): s.value for s in samples if s.name == "currents_event_age_seconds_bucket"}
 
 
 def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: float) -> Look:
-    """Now."""
+    """Return a sample of the worker's present state."""
     values, metrics = dict[str, float](), worker.get("/metrics").text
     for family in families(metrics):
         for sample in family.samples:
@@ -85,7 +85,7 @@ def look(worker: WorkerProcess, process: psutil.Process, ages: Ages, began: floa
 
 
 def sizes(folder: Path) -> Iterator[int]:
-    """Bytes of each file of a folder; RocksDB removes some meanwhile."""
+    """Yield the bytes of each file of a folder. Skips files that RocksDB removes meanwhile."""
     for at, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
@@ -93,7 +93,7 @@ def sizes(folder: Path) -> Iterator[int]:
 
 
 async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> list[Look]:
-    """A worker in a process of its own under even load."""
+    """Run a worker process under even load and return its samples."""
     looks: list[Look] = []
     flow: asyncio.subprocess.Process | None = None
     async with bench(bootstrap) as settings:
@@ -106,7 +106,7 @@ async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> li
                 await asyncio.sleep(EVERY_S)
                 if worker.process.poll() is not None:
                     raise RuntimeError(f"the worker ended with {worker.process.returncode}: {worker.says()[-2000:]}")
-                with contextlib.suppress(httpx.TransportError):  # a busy machine: one look less
+                with contextlib.suppress(httpx.TransportError):  # a busy machine: skip this sample
                     looks.append(await asyncio.to_thread(look, worker, process, ages, began))
                 if looks and len(looks) % 60 == 0:
                     print(looks[-1], file=sys.stderr, flush=True)
@@ -121,7 +121,7 @@ async def watch(bootstrap: str, folder: Path, minutes: float, rate: float) -> li
 
 
 def plot(looks: list[Look], path: Path) -> None:
-    """A line each."""
+    """Plot a line per field."""
     labels = ("resident, MiB", "open handles", "data folder, MiB", "records that wait", "p99 age, ms")
     at = np.array([astuple(one) for one in looks])
     figure, axes = plt.subplots(len(labels), 1, sharex=True, figsize=(8, 10))
@@ -135,7 +135,7 @@ def plot(looks: list[Look], path: Path) -> None:
 
 
 def thirds(looks: list[Look], warm: float) -> dict[str, dict[str, float]]:
-    """Medians of the first and the last third after the start, by field."""
+    """Return field -> medians of the first and of the last third after the warm-up."""
     settled = [one for one in looks if one.minute >= warm]
     third = max(1, len(settled) // 3)
     names = [f.name for f in fields(Look) if f.name not in ("minute", "events")]
@@ -147,7 +147,7 @@ def thirds(looks: list[Look], warm: float) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """One run."""
+    """Do one run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--rate", type=float, default=RATE, help="events a second")

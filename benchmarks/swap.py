@@ -1,7 +1,7 @@
-"""A change of encoder under load: what live events wait for, what is lost, and how fast users go over behind them.
+"""Swaps the encoder under load and measures the delay of live events, lost or wrong rows, and the rate of re-encoding users.
 
-The encoder's free capacity is measured, not reckoned: windows a second that the encoding thread does beside the same live load when it is handed
-chunks of stored windows back to back.
+The encoder's free capacity is measured: the windows a second that the encoding thread encodes beside the same live load when it gets chunks of stored
+windows without pause.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SERVED = "demo"
 
 
 async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per_s: float) -> dict[str, float]:
-    """Ages before a change, until it is made, and until everybody is over; users a second meanwhile; and whether all that was published is true."""
+    """Measure ages before a swap, during it, and until all users are re-encoded; re-encoded users a second; and wrong published rows."""
     sections: dict[str, Any] = {"encoding": {"encoder": SERVED}, "releases": {"follow": "on", "reencode_per_s": per_s}}
     async with bench(bootstrap, **sections) as settings, working(settings) as worker:
         value, age = worker.metrics.value, worker.metrics.age
@@ -73,7 +73,7 @@ async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per
 
 
 async def capacity(worker: Worker, seconds: float) -> float:
-    """Windows a second that the encoder does beside live events."""
+    """Return the windows a second that the encoder can encode beside live events."""
     windows = [w for tablet in worker.tablets for _, w in tablet.scan("windows")][: 100 * CHUNK]
     chunks = [windows[at : at + CHUNK] for at in range(0, len(windows), CHUNK)]
     loop, policy, done, began = asyncio.get_running_loop(), worker.settings.encoding.policy, 0, time.perf_counter()
@@ -89,7 +89,7 @@ async def capacity(worker: Worker, seconds: float) -> float:
 
 
 async def truth(worker: Worker, settings: Settings, release: Release) -> dict[str, float]:
-    """Windows that are not the fold of the whole log, and published vectors that are not of the release that they name."""
+    """Return the numbers of windows that differ from the fold of the whole log, and of published vectors that the named release does not make."""
     names, policy = {p.code: p.name for p in settings.platforms}, settings.encoding.policy
     log, profiles, items = [await read_topic(settings.kafka, settings.topic(n), PARTITIONS) for n in ("events", "profiles", "item-vectors")]
     expected, _ = verify.offline_windows(log, names, policy)
@@ -101,7 +101,7 @@ async def truth(worker: Worker, settings: Settings, release: Release) -> dict[st
 
 
 def main() -> None:
-    """Some changes with no rate set, one with the rate by default; of the former the one with the median age while users go over."""
+    """Do several swaps without a rate limit and one with the default rate. Of the former the swap with the median age during re-encoding counts."""
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--runs", type=int, default=3)
     p.add_argument("--users", type=int, default=20_000)

@@ -1,4 +1,4 @@
-"""How many partitions a worker may own: what a tablet costs in memory, file handles and time, and how long a worker with many takes to be ready.
+"""Cost of a tablet in memory, file handles and time, and the start-up time of a worker with many tablets. Bounds the partitions of a worker.
 
 python -m benchmarks.tablets --steps 32 128 512 2048 --workers 8 64 256
 """
@@ -25,19 +25,19 @@ WINDOW, PROFILE = bytes(1) + os.urandom(64 * 32), os.urandom(900)
 
 
 def used() -> tuple[float, int, int]:
-    """(MiB resident, file handles, threads) of this process."""
+    """Return (resident MiB, file handles, threads) of this process."""
     process = psutil.Process()
     return process.memory_info().rss / 2**20, process.num_fds(), process.num_threads()
 
 
 def fill(tablet: Tablet) -> None:
-    """A few users, as a batch would write them."""
+    """Write a few users to a tablet, as a batch does."""
     users = [f"user-{tablet.partition}-{n}".encode() for n in range(ROWS)]
     tablet.write(((u, WINDOW) for u in users), ((u, PROFILE) for u in users), offsets={"windows": ROWS, "profiles": ROWS}, now_ms=1)
 
 
 def many(folder: Path, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Tablets of one process in steps: each opened anew and written to; then all are flushed, closed, and opened again."""
+    """Open new tablets in one process in steps and write to each; then flush, close and reopen all of them."""
     figures, tablets, cache = dict[str, dict[str, float]](), list[Tablet](), Cache(CACHE_MB << 20)
     mib, handles, _ = used()
 
@@ -79,7 +79,7 @@ def many(folder: Path, steps: tuple[int, ...]) -> dict[str, dict[str, float]]:
 
 
 async def worker(bootstrap: str, partitions: int) -> dict[str, float]:
-    """A whole worker that owns all partitions: seconds from its start until it is ready, first with empty changelogs, then with what it has."""
+    """Return seconds from the start of a worker with all partitions until it is ready, first with empty changelogs, then with existing data."""
     async with bench(bootstrap, worker={"partitions": partitions}) as settings:
         took = list[float]()
         mib, handles, _ = used()
@@ -102,7 +102,7 @@ async def worker(bootstrap: str, partitions: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """RocksDB alone, then whole workers on Apache Kafka."""
+    """Measure RocksDB alone, then whole workers on Apache Kafka."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="tablets in one process")
     parser.add_argument("--workers", type=int, nargs="*", default=WORKERS, help="partitions of a whole worker; none: no Kafka")

@@ -1,4 +1,4 @@
-"""Day-0 quality and speed of the shipped tower: hit rate of the decayed mean on real next actions. The data are read where they lie."""
+"""Day-0 quality and speed of the shipped tower: hit rate of the decayed mean on real next actions. The data are read in place."""
 
 import os
 import time
@@ -15,7 +15,7 @@ LAST = 64
 
 
 def hits(vectors: np.ndarray, food: np.ndarray) -> dict[str, float]:
-    """HR@10 for the held-out last item, ranked against every item of its platform but those already in the history."""
+    """Return HR@10 of the held-out last item, ranked against every item of its platform except those in the history."""
     found: dict[str, list[bool]] = {"food": [], "kitchen": []}
     for line in (DATA / "test.txt").open():
         *history, target = (int(i) for i in line.split("\t")[1].split(","))

@@ -1,7 +1,7 @@
-"""What an item tower of one's own is worth: the shipped one beside MiniLM frozen, tuned on the log, and distilled, by the day-0 encoder's hit rate.
+"""Compares the shipped item tower with MiniLM frozen, tuned on the log, and distilled, by the day-0 encoder's hit rate.
 
-One core does it in about ten minutes; times are the core's, so that a busy machine changes little. Towers stay in .runs/ with their ranks: a run that
-was stopped goes on with the first one that is missing, and the record has what there is.
+The benchmark takes about ten minutes on one core. Times are CPU times, so other load on the machine changes little. Towers and their ranks stay in
+.runs/. A restarted run continues with the first missing tower, and the record has the finished towers.
 """
 
 import json
@@ -27,7 +27,7 @@ from training.splits import Split
 from training.tower import build
 
 RECIPE = TowerRecipe(threads=1, steps=40, batch=64)
-"""LoRA for a few minutes of one core, on .3 % of the pairs: it says what a few steps are worth, not where training ends."""
+"""LoRA recipe for a few minutes of one core, on .3 % of the pairs: it shows the effect of a few steps, not of complete training."""
 FOLDER = RUNS / f"towers-{RECIPE.steps}x{RECIPE.batch}"
 SHIPPED, FROZEN, TUNED = "static, shipped", "MiniLM, frozen", "MiniLM, LoRA"
 PLANS: dict[str, tuple[str, dict[str, str]]] = {
@@ -37,14 +37,14 @@ PLANS: dict[str, tuple[str, dict[str, str]]] = {
     TUNED: ("lora", {"mode": "lora"}),
     "static, distilled from LoRA": ("distilled", {"mode": "static", "model": str(FOLDER / "lora")}),
 }
-"""Name -> folder's name, and how its recipe differs."""
+"""Name -> (folder's name, differences of the recipe)."""
 SLICES = {"food": "platform food", "kitchen": "platform kitchen"}
 SPEED_TITLES, RUNS_OF_SPEED = 1000, 3
 err = Console(stderr=True, highlight=False, width=200)
 
 
 def main() -> None:
-    """Make, measure, show."""
+    """Make, measure and show the towers."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     log, texts, split = food_kitchen_texts()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(folder: str, recipe: TowerRecipe, log: EventLog, texts: list[str], split: Split) -> dict[str, Any]:
-    """A tower, made unless it is there: hit rates by slice, ranks of the test cases, speed, size, and CPU minutes of making it."""
+    """Make a tower unless it exists. Returns hit rates by slice, ranks of the test cases, speed, size, and CPU minutes of making it."""
     began, out, vectors = time.process_time(), FOLDER / folder, None
     if folder != STATIC and not out.exists():
         vectors = build(recipe, log, texts, split, out, True, err.print, err)
@@ -84,7 +84,7 @@ def measured(folder: str, recipe: TowerRecipe, log: EventLog, texts: list[str], 
 
 
 def told(done: dict[str, dict[str, Any]]) -> None:
-    """Record and show what there is."""
+    """Record and show the finished towers."""
     ranks = {name: np.array(d["ranks"]) for name, d in done.items()}
     rows = {name: {k: v for k, v in d.items() if k != "ranks"} for name, d in done.items()}
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""The update path alone: events of the unified topic → windows, profiles, changelogs, with an encoder that does nothing."""
+"""Events/s of the update path alone: events of the unified topic → windows, profiles, changelogs, with an encoder without cost."""
 
 import uvloop
 
@@ -13,7 +13,7 @@ N, USERS, RUNS = 200_000, 20_000, 3
 
 
 async def measure(bootstrap: str, interests: int) -> float:
-    """Send first, then start the worker, so that it catches up."""
+    """Send all events, then start the worker, and return the events/s at which it catches up."""
     async with bench(bootstrap, portrait={"interests": interests}) as settings:
         mapper = mappers(settings)["shop"]
         found = ((key, mapper.events(raw, "", 0, 0, 2**50)) for key, raw in events(N, USERS))
@@ -24,7 +24,7 @@ async def measure(bootstrap: str, interests: int) -> float:
 
 
 def main() -> None:
-    """Median of three runs, with the portrait of ten interests and without."""
+    """Record the medians of three runs, with the portrait of ten interests and without."""
     with kafka() as bootstrap:
         figures = {
             "with portrait": median(uvloop.run(measure(bootstrap, 10)) for _ in range(RUNS)),

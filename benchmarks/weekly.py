@@ -1,6 +1,6 @@
-"""Tastes drift, week by week; an encoder that is retrained every week beside one that is not, each tested on the week after. Plotted.
+"""Compares an encoder that is retrained every week with one that is not, while tastes drift. Each is tested on the following week. Plotted.
 
-Every week some more of the people take up another fashion (`streams/demo/journeys.py`). The retraining is the product's own: warm start, alignment,
+Every week more people change to another fashion (`streams/demo/journeys.py`). The retraining is that of `currents retrain`: warm start, alignment,
 gate.
 """
 
@@ -35,11 +35,11 @@ from matplotlib import pyplot as plt
 WEEKS, EVENTS, USERS, TURN, WEEK_MS, START_MS = 7, 14_000, 800, 0.2, 7 * 86_400_000, 1_755_000_000_000
 RECIPE = Recipe(preset="xs", dims=64, max_len=32, time=False, negatives=0, batch_users=64, batch_events=1024, lr=3e-3, ema=0.99, epochs=14,
                 precision="no", log_to="none", threads=1)  # fmt: skip
-RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a week: tighter bounds refuse at random
+RULES = GateRules(cold_loss=0.2, platform_loss=0.2, min_cases=20)  # few cases a week: tighter bounds would refuse at random
 
 
 class Weeks:
-    """What the platforms wrote, a file a platform and week."""
+    """Owns the platforms' files, one per platform and week."""
 
     def __init__(self, folder: Path, events: int, users: int) -> None:
         self._folder, self._events, self._world, self._n = folder, events, World(7, users), 0
@@ -49,7 +49,7 @@ class Weeks:
             self.items.setdefault(platform, []).append(value)
 
     def live(self, turn: float) -> None:
-        """One more week; before it that share of the people take up the other fashion."""
+        """Add a week. Before it, a share `turn` of the people change to the other fashion."""
         self._world.turn(2, turn)
         rows: dict[str, list[bytes]] = {}
         for platform, value in self._week():
@@ -58,12 +58,14 @@ class Weeks:
         self._n += 1
 
     def _week(self) -> Iterator[tuple[str, bytes]]:
-        times = count(START_MS + self._n * WEEK_MS, WEEK_MS // (2 * self._events))  # about two looks at the clock an event, so within the week
+        times = count(
+            START_MS + self._n * WEEK_MS, WEEK_MS // (2 * self._events)
+        )  # the world reads the clock about twice per event, so times stay within the week
         good = (e for e in self._world.events(lambda: next(times)) if e.kind != "bad" and e.value is not None)
         yield from ((e.platform, e.value or b"") for e in islice(good, self._events))
 
     def data(self, weeks: range, where: Path) -> Path:
-        """A folder of these weeks for training."""
+        """Make a folder with these weeks for training."""
         where.mkdir()
         (where / "currents.toml").write_text((files("streams.demo") / "demo.toml").read_text())
         parts = [orjson.loads((self._folder / f"{n}.json").read_bytes()) for n in weeks if n >= 0]
@@ -74,12 +76,12 @@ class Weeks:
 
 
 def job(data: Path, **more: Any) -> Job:
-    """Of a folder."""
+    """Return a training job on a folder."""
     return Job(data=str(data), platforms=load(data / "currents.toml").platforms, recipe=RECIPE, **more)
 
 
 def trained(folder: Path, data: Path, serving: str) -> tuple[str, str]:
-    """A retraining beside what serves: the bundle that serves from then on, and what the gate said."""
+    """Retrain from the serving bundle. Returns the bundle that serves afterwards, and the gate's result."""
     folder.mkdir()
     asked = Retraining(serving=serving, rules=RULES, epochs=6, lr=1e-3)
     found = retrain(job(data, retrain=asked), folder, lambda line: None)
@@ -87,7 +89,7 @@ def trained(folder: Path, data: Path, serving: str) -> tuple[str, str]:
 
 
 def tested(bundles: dict[str, str], data: Path, share: float) -> dict[str, float]:
-    """HR@10 of encoders on every event of the newest share, its platform's whole catalogue ranked, each from the window before it."""
+    """Return HR@10 of encoders on every event of the newest share. The window before an event ranks the platform's whole catalogue."""
     made = job(data)
     log, _ = made.load(lambda line: None)
     cases = by_time(log, 0.05, share, successive=True).test
@@ -98,7 +100,7 @@ def tested(bundles: dict[str, str], data: Path, share: float) -> dict[str, float
 
 
 def plot(course: list[dict[str, Any]], path: Path) -> None:
-    """Two lines over the weeks."""
+    """Plot two lines over the weeks."""
     figure, axis = plt.subplots(figsize=(7, 3.5))
     for name in ("retrained", "frozen"):
         axis.plot([row["week"] for row in course], [row[name] for row in course], marker="o", label=name)
@@ -111,7 +113,7 @@ def plot(course: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """One course of weeks."""
+    """Run one course of weeks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weeks", type=int, default=WEEKS)
     parser.add_argument("--events", type=int, default=EVENTS, help="a week")
@@ -124,7 +126,7 @@ def main() -> None:
         weeks.live(0.0)
         weeks.live(0.0)
         trained(root / "run-1", weeks.data(range(2), root / "data-1"), "baseline")
-        serving = first = str(root / "run-1" / "bundle")  # whatever the gate says: both begin with it
+        serving = first = str(root / "run-1" / "bundle")  # both start with this encoder, whatever the gate's result
         for week in range(2, 2 + asked.weeks):
             weeks.live(TURN if week > 2 else 0.0)
             both = weeks.data(range(week - 1, week + 1), root / f"data-{week}")

@@ -1,4 +1,4 @@
-"""The whole path in one process, catching up: platform JSON → unified → windows → baseline encoder → profiles."""
+"""Events/s of the whole path in one process that catches up: platform JSON → unified → windows → baseline encoder → profiles."""
 
 import tempfile
 from pathlib import Path
@@ -12,13 +12,13 @@ N, USERS, RUNS = 200_000, 20_000, 3
 
 
 def sustained(bootstrap: str, filled: Path | None = None) -> float:
-    """Events/s of one run."""
+    """Return the events/s of one run."""
     per_s: float = uvloop.run(measure(bootstrap, "baseline", USERS, N, filled)).per_s
     return per_s
 
 
 def main() -> None:
-    """Medians of three runs: users who are new, and users whose windows are full from the start."""
+    """Record medians of three runs each: new users, and users whose windows are full from the start."""
     with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         filled = Path(folder)
         fill(filled, USERS, PARTITIONS)

@@ -1,1 +1,1 @@
-"""What tests and benchmarks both use: brokers, clusters, processes, loads, small logs and bundles."""
+"""Shared by tests and benchmarks: brokers, clusters, processes, loads, small logs and bundles."""

@@ -35,14 +35,14 @@ START_S = 300.0  # on a busy machine; alone it takes 3
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
+    """Return a TCP port on loopback that no process listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 
 def install() -> None:
-    """Copy Kafka's jars from Maven Central into .kafka/jars, once, also where several processes want them."""
+    """Copy Kafka's jars from Maven Central into .kafka/jars. Several processes may call it at once; one copies."""
     JARS.mkdir(parents=True, exist_ok=True)
     with (JARS.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -53,14 +53,14 @@ def install() -> None:
 
 
 def new_cluster_id() -> str:
-    """What all brokers of one cluster are formatted with."""
+    """Return a new cluster id, with which all brokers of one cluster are formatted."""
     return uuid.uuid4().hex[:22]
 
 
 class ApacheKafka:
-    """A broker as a context manager; `bootstrap` is its address. Its log lies in `folder/kafka.log`.
+    """Owns a broker process; a context manager. `bootstrap` is the broker's address, `folder/kafka.log` its log.
 
-    One of several brokers is told its port, its server.properties and the identity of their cluster.
+    A broker of a larger cluster gets its port, its server.properties and the cluster id as arguments.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ApacheKafka:
             return subprocess.Popen(["java", *self._heap, "-cp", f"{JARS}/*", *arguments], stdout=log, stderr=log)
 
     def start(self) -> "ApacheKafka":
-        """Start and wait until the port answers; a broker that never does is ended."""
+        """Start the broker and wait until its port answers. Stops the broker if the port does not answer in time."""
         self.launch()
         try:
             return self.wait()
@@ -90,7 +90,7 @@ class ApacheKafka:
             raise
 
     def launch(self) -> None:
-        """Start; do not wait: a broker of several answers only once most of them are there."""
+        """Start the broker without waiting: a broker of a cluster answers only once a majority of the brokers runs."""
         self.process = self._java("kafka.Kafka", str(self._properties))
 
     def wait(self, seconds: float = START_S) -> "ApacheKafka":
@@ -106,7 +106,7 @@ class ApacheKafka:
         raise RuntimeError(f"Kafka did not start: {(self.folder / 'kafka.log').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """Stop the broker; its data stay."""
+        """Stop the broker and keep its data."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             try:

@@ -1,4 +1,4 @@
-"""Bundles that differ: the shipped one with its weights moved, or broken in one way."""
+"""Variants of the shipped bundle for tests: with noise on the weights, or damaged in one way."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ SHIPPED = Path(str(files("encoder") / "data" / "demo"))
 
 
 def variant(folder: Path, version: str, seed: int, scale: float = 0.3, base: Path = SHIPPED, **manifest: Any) -> Release:
-    """A bundle like another one, its matrices moved by noise; the release that names it, of a space of its own unless `manifest` says."""
+    """Write a copy of the bundle `base` with noise on its matrices; return its release. The copy has its own space unless `manifest` sets one."""
     shutil.copytree(base, folder)
     r = np.random.default_rng(seed)
     for name in (ONNX, ITEMS):
@@ -34,7 +34,7 @@ def variant(folder: Path, version: str, seed: int, scale: float = 0.3, base: Pat
 
 
 def rewrite(folder: Path, **manifest: Any) -> Release:
-    """Make the manifest say what the files are, and what is given; the release of it."""
+    """Update the manifest's digests and set the given fields. Returns the bundle's release."""
     row = json.loads((folder / MANIFEST).read_text())
     row["files"] = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in row["files"]}
     (folder / MANIFEST).write_text(json.dumps(row | manifest))
@@ -42,7 +42,7 @@ def rewrite(folder: Path, **manifest: Any) -> Release:
 
 
 def named(folder: Path) -> Release:
-    """The release of a bundle as it is."""
+    """Return the release of an unchanged bundle."""
     data = (folder / MANIFEST).read_bytes()
     row = json.loads(data)
     return Release(row["version"], row["space_id"], str(folder), hashlib.sha256(data).hexdigest(), "serving", 1.0, "", 1, "test", "")

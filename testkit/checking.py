@@ -1,4 +1,4 @@
-"""The check of everything that a cluster keeps against what the log says it should be."""
+"""Compares everything that a cluster stores with the expected result, computed from the log."""
 
 import asyncio
 import math
@@ -26,16 +26,16 @@ from streams.transport.sender import partition_of
 
 RIGHT = {"windows_wrong": 0, "profiles_wrong": 0, "window_tables_wrong": 0, "profile_tables_wrong": 0, "not_committed": 0}
 FLOAT16 = 1e-3
-CLOCKS = ("updated_at", "received_at")  # differ from one encoding of the same window to the next
+CLOCKS = ("updated_at", "received_at")  # fields that differ between two encodings of one window
 
 
 def read(settings: Settings, name: str) -> list[Any]:
-    """Every record of one of Currents' own topics."""
+    """Read every record of one of Currents' own topics."""
     return asyncio.run(read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
 
 
 def is_event(record: Any) -> bool:
-    """Whether a record of the unified topic is one that a worker takes."""
+    """Whether a worker accepts a record of the unified topic."""
     try:
         return bool(decode_event(record.value or b"").user_id.encode() == record.key)
     except ValueError:
@@ -43,9 +43,9 @@ def is_event(record: Any) -> bool:
 
 
 def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, left: Collection[Path] = ()) -> dict[str, int]:
-    """How many rows are wrong, by kind. `tables`: data folders and which tablets of them count; their workers must have stopped.
+    """Return the number of wrong rows by kind. `tables`: data folder -> tablets to check; the folders' workers must have stopped.
 
-    `left`: of workers whose tablets another one took, and may have published a user again to be sure.
+    `left`: data folders of workers whose tablets went to another worker, which may have republished users.
     """
     names = {p.code: p.name for p in settings.platforms}
     expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
@@ -60,7 +60,7 @@ def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, l
 def tables_wrong(
     settings: Settings, tables: Mapping[Path, set[int]], windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], left: Collection[Path] = ()
 ) -> dict[str, int]:
-    """How many rows of tablets differ from what the changelogs say; of those `left` but for the clock."""
+    """Return the numbers of tablet rows that differ from the changelogs. Profiles in the folders `left` may differ in the fields CLOCKS."""
     wrong = {"windows": 0, "profiles": 0}
     for data_dir, partitions in tables.items():
         for p in partitions:
@@ -76,7 +76,7 @@ def tables_wrong(
 
 
 def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles: Mapping[bytes, bytes], folder: Path, encoders: Iterable[str]) -> int:
-    """Profiles that are not what the encoder that they name, one of `encoders`, and the portrait make of their window, given all items."""
+    """Return the number of profiles that differ from those made anew of their windows, all items known, by the encoder they name, from `encoders`."""
     tower = load_tower(settings.encoding.tower)
     store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
     store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
@@ -95,7 +95,7 @@ def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles:
 
 
 def same(one: bytes, other: bytes) -> bool:
-    """Equal but for the clock and the last bit of float16."""
+    """Whether two profiles are equal apart from the fields CLOCKS and the last bit of float16."""
     a, b = decode_profile(one), decode_profile(other)
     if not np.allclose(unpack_vector(a.vector), unpack_vector(b.vector), atol=FLOAT16):
         return False
@@ -107,7 +107,7 @@ def same(one: bytes, other: bytes) -> bool:
 
 
 def close(x: Any, y: Any) -> bool:
-    """Equal, floats nearly: the order of a sum is not part of the contract."""
+    """Whether two values are equal, with a tolerance for floats, because the contract does not fix the order of a sum."""
     if isinstance(x, float) and isinstance(y, float):
         return math.isclose(x, y, abs_tol=FLOAT16)
     if isinstance(x, dict) and isinstance(y, dict):

@@ -1,4 +1,4 @@
-"""Settings and topics of one test, its workers and load, and whether what they made is right."""
+"""A test's cluster: settings, topics, workers, load, and the check of the result."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ items_topic = "{prefix}.in.items"
 
 
 class Cluster:
-    """Settings and topics of one test, its workers, and what they should have made."""
+    """Owns the settings, topics, workers and replicas of one test, and checks their result."""
 
     def __init__(self, bootstrap: str, prefix: str, folder: Path, settings: dict[str, object], toml: str = PLAIN) -> None:
         self.bootstrap, self.prefix, self.folder = bootstrap, prefix, folder
@@ -56,12 +56,12 @@ class Cluster:
         self.loads: list[Load] = []
 
     def worker(self, name: str, data_dir: Path | None = None, **environment: str) -> WorkerProcess:
-        """Start a worker; the same name has the same data folder again."""
+        """Start a worker. A worker with the same name gets the same data folder."""
         self.workers.append(WorkerProcess(self.folder, self.config, name, data_dir, **environment))
         return self.workers[-1]
 
     def replica(self, name: str, **environment: str) -> ReplicaProcess:
-        """Start a read replica; the same name has the same data folder again."""
+        """Start a read replica. A replica with the same name gets the same data folder."""
         self.replicas.append(ReplicaProcess(self.folder, self.config, name, None, **environment))
         return self.replicas[-1]
 
@@ -70,10 +70,10 @@ class Cluster:
         for one in started:
             one.stop()
 
-    # What goes in
+    # Input
 
     def send(self, topic: str, values: Iterable[bytes | tuple[bytes | None, bytes | None] | None], at_ms: int | None = None) -> int:
-        """Records (values, or keys and values) to a topic, round robin; returns how many."""
+        """Send records (values, or pairs of key and value) to a topic, round robin. Returns the number of records."""
         return asyncio.run(self._send(topic, values, at_ms))
 
     async def _send(self, topic: str, values: Iterable[Any], at_ms: int | None) -> int:
@@ -96,16 +96,16 @@ class Cluster:
         return n
 
     def configure(self, topic: str, config: dict[str, str]) -> None:
-        """Settings of a topic on the broker."""
+        """Set a topic's configuration on the broker."""
         with asking(self.settings.kafka) as client:
             client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=config)])
 
     def items(self, n: int = 500) -> None:
-        """Items i0..i(n-1) of the plain platform; events also name some that never come."""
+        """Send items i0..i(n-1) of the plain platform. Events also name items that are never sent."""
         rows = ({"id": f"i{k}", "title": f"Thing number {k} for area {k % 23}", "categories": [f"Area {k % 23}", f"Kind {k % 5}"]} for k in range(n))
         self.send(f"{self.prefix}.in.items", map(orjson.dumps, rows))
 
-    # What there is
+    # Output
 
     def log(self, name: str) -> list[Any]:
         return read(self.settings, name)
@@ -114,21 +114,21 @@ class Cluster:
         return [decode_dead_letter(r.value) for r in self.log("dead-letters")]
 
     def lag(self) -> int:
-        """Records on source topics and on the unified one that are not committed."""
+        """Return the number of uncommitted records on the source topics and the unified topic."""
         names = [t for p in self.settings.platforms for t in (p.topic, p.items_topic) if t] + [self.settings.topic("events")]
         consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
         client = KafkaAdminClient(bootstrap_servers=self.bootstrap)
         try:
             tps = [TopicPartition(t, p) for t in names for p in range(self.partitions)]
             done = next(iter(client.list_group_offsets({self.prefix: tps}).values()))
-            ends = consumer.end_offsets(tps)  # after the commits: what they led to is in the logs by now
+            ends = consumer.end_offsets(tps)  # read after the commits, so that the ends include the output of committed records
             return sum(end - max(done[tp].offset if tp in done else 0, 0) for tp, end in ends.items())
         finally:
             consumer.close()
             client.close()
 
     def drain(self) -> None:
-        """Wait until everything is committed, and users of late items are encoded again; as long as it goes on, that may take its time."""
+        """Wait until everything is committed and users of late items are recomputed. The timeout restarts whenever the lag shrinks."""
         left = self.lag()
         while left:
             before = left
@@ -142,7 +142,7 @@ class Cluster:
         return (now,) if now < before else None
 
     def owners(self) -> dict[WorkerProcess, set[int]]:
-        """Wait until every tablet has exactly one owner among the running workers; who has which."""
+        """Wait until every tablet has exactly one owner among the running workers. Returns worker -> tablets."""
 
         def settled() -> dict[WorkerProcess, set[int]] | None:
             owned = {w: w.owned() for w in self.workers if w.process.poll() is None}
@@ -152,7 +152,10 @@ class Cluster:
         return found
 
     def check(self, *data_dirs: Path, owned: dict[Path, set[int]] | None = None) -> dict[str, int]:
-        """Everything wrong, by kind; RIGHT is right. All tablets of `data_dirs` count; `owned`: those of workers that left. All must have stopped."""
+        """Return the number of errors by kind; a right cluster gives RIGHT. All workers must have stopped.
+
+        Checks all tablets of `data_dirs`. `owned`: data folder -> tablets, of workers that left.
+        """
         tables = {d: {int(path.name.removeprefix("tablet-")) for path in d.glob("tablet-*")} for d in data_dirs} | (owned or {})
         return {**compare(self.settings, tables, self.folder, owned or ()), "not_committed": self.lag()}
 

@@ -1,4 +1,4 @@
-"""A worker in the test's own process, so that its parts can be reached: settings, records, waiting."""
+"""Helpers for a worker inside the test's process, whose parts a test can reach: settings, records, waiting."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ PLATFORM = {"name": "shop", "code": 1, "preset": "plain", "shared_ids": True}
 
 
 def settings_of(bootstrap: str, folder: Path, **sections: dict[str, Any]) -> Settings:
-    """Settings with topics of their own, which are made."""
+    """Return settings with topics of their own, and create the topics."""
     prefix = f"t{time.time_ns()}"
     worker = {"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker", **sections.pop("worker", {})}
     platform = {**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
@@ -34,7 +34,7 @@ def settings_of(bootstrap: str, folder: Path, **sections: dict[str, Any]) -> Set
 
 
 async def send(settings: Settings, topic: str, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON to a topic."""
+    """Send rows as JSON to a topic."""
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, max_batch_size=256 << 10)
     await producer.start()
     for n, row in enumerate(rows):
@@ -43,21 +43,21 @@ async def send(settings: Settings, topic: str, rows: Iterable[dict[str, Any]]) -
 
 
 async def events(settings: Settings, users: Iterable[str], tag: str, item: str | None = None) -> None:
-    """An event of each user, on one of the items i0..i9 or on a given one."""
+    """Send one event per user, on one of the items i0..i9 or on the given item."""
     now = time.time_ns() // 1_000_000
     rows = ({"account": u, "item": item or f"i{n % 10}", "behavior": "view", "time": now - 5000 + n, "id": f"{tag}-{n}"} for n, u in enumerate(users))
     await send(settings, settings.platforms[0].topic, rows)
 
 
 async def items(settings: Settings, names: Iterable[str] = NAMES) -> None:
-    """Items by name."""
+    """Send items with these names."""
     topic = settings.platforms[0].items_topic
     assert topic is not None
     await send(settings, topic, ({"id": name, "title": f"Coffee thing {name}", "categories": ["Kitchen"]} for name in names))
 
 
 async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 120) -> Any:
-    """What an async condition returns once it is true."""
+    """Wait until an async condition is true and return its value."""
     deadline = time.monotonic() + seconds
     while not (found := await condition()):
         assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 120) -
 
 
 async def wait(worker: Worker, condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Until a condition holds, as long as the worker works."""
+    """Wait until a condition holds. Raises the worker's failure."""
 
     async def holds() -> Any:
         if worker.failed.done():
@@ -77,13 +77,13 @@ async def wait(worker: Worker, condition: Callable[[], Any], seconds: float = 12
 
 
 async def profiles(settings: Settings) -> dict[str, Profile]:
-    """What the changelog says."""
+    """Return user -> newest profile in the changelog."""
     records = await read_topic(settings.kafka, settings.topic("profiles"), PARTITIONS)
     return {u.decode(): decode_profile(row) for u, row in verify.latest(records).items()}
 
 
 async def windows_wrong(settings: Settings) -> int:
-    """Windows of the changelog that are not the offline fold of the unified topic."""
+    """Return the number of windows in the changelog that differ from the offline fold of the unified topic."""
     log, rows = [await read_topic(settings.kafka, settings.topic(name), PARTITIONS) for name in ("events", "windows")]
     expected, _ = verify.offline_windows(log, {1: "shop"}, settings.encoding.policy)
     return verify.wrong(expected, verify.latest(rows))

@@ -1,4 +1,4 @@
-"""Events of the plain shape, from a thread: skewed users, late, repeated and broken ones among them."""
+"""A load thread that sends events of the preset `plain`: users are skewed, some events are late, repeated or broken."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaProducer
 
 
 class Load(threading.Thread):
-    """Plain events at a rate: 3 % late, 2 % exact duplicates, 1 % broken; seeded. The thread ends when all are acknowledged."""
+    """Owns a thread that sends events at a rate: 3 % late, 2 % exact duplicates, 1 % broken; seeded. The thread ends when all are acknowledged."""
 
     def __init__(self, bootstrap: str, topic: str, events: int, rate: float, users: int = 2000, seed: int = 7) -> None:
         super().__init__(daemon=True)
@@ -22,7 +22,7 @@ class Load(threading.Thread):
         self.start()
 
     def stop(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self._stopped = True
         self.join()
 
@@ -55,7 +55,7 @@ class Load(threading.Thread):
 
 
 def plain(r: random.Random, event_id: str, at_ms: int, users: int) -> bytes:
-    """One event; low-numbered users act more often."""
+    """Return one event. Low-numbered users act more often."""
     behavior = r.choice(("view", "view", "click", "cart", "buy", "hide"))
     user, item = int(users * r.random() ** 2), r.randrange(600)
     return orjson.dumps({"account": f"u{user}", "item": f"i{item}", "behavior": behavior, "time": at_ms, "id": event_id, "value": r.random()})

@@ -1,4 +1,4 @@
-"""A log and a group in memory, in aiokafka's place under Faust's own consumer thread: tests decide when the broker answers."""
+"""A log and a consumer group in memory. Replaces aiokafka below Faust's consumer thread, so that tests decide when the broker answers."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ PATIENCE_S = 30.0
 
 
 async def until(true: Callable[[], object], what: str = "it") -> None:
-    """Wait in whichever loop this runs; the other threads go on."""
+    """Wait in the current event loop until `true` returns a true value; other threads run meanwhile."""
     deadline = time.monotonic() + PATIENCE_S
     while not true():
         assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s for {what}"
@@ -24,30 +24,31 @@ async def until(true: Callable[[], object], what: str = "it") -> None:
 
 
 class Kafka:
-    """One partition, its group's only member, and what the broker may do by now: `fetch`, `deliver` what was fetched, `seek`, `answer` a seek."""
+    """Owns one partition, its group's only member, and the broker's permissions: to `fetch`, to `deliver` fetched records, to `seek`, to `answer`
+    a seek."""
 
     def __init__(self, topic: str, records: int, committed: int | None) -> None:
         self.tp, self.end, self.committed = TopicPartition(topic, 0), records, committed
         self.position: int | None = None
         self.taken = 0
-        """Offsets below this were fetched at some time."""
+        """Offsets below this one were fetched at some time."""
         self.idle = 0
-        """How often a fetch found nothing."""
+        """Number of fetches that found no records."""
         self.fetch, self.deliver, self.seek, self.answer = (threading.Event() for _ in range(4))
         for may in (self.fetch, self.deliver, self.seek, self.answer):
             may.set()
         self.sought = False
         self.seeks: list[bool] = []
-        """Of every seek to an offset whether it came on the consumer's own thread."""
+        """For every seek to an offset, whether the consumer's own thread called it."""
         self.client: Any = None
 
     def consumer(self, **kwargs: Any) -> "Client":
-        """What Faust gets when it asks for an AIOKafkaConsumer."""
+        """Return the client that Faust gets instead of an AIOKafkaConsumer."""
         client = self.client = Client(self, kwargs["max_poll_records"])
         return client
 
     async def rebalance(self, has: bool) -> None:
-        """The next generation, in which the worker has the partition or not: as aiokafka's coordinator tells Faust."""
+        """Start the next generation, with or without the partition, and notify Faust as aiokafka's coordinator does."""
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._rebalance(has), self.client.loop))
 
     async def _rebalance(self, has: bool) -> None:
@@ -59,7 +60,7 @@ class Kafka:
 
 
 class Client:
-    """The part of an AIOKafkaConsumer that Faust uses. All of it runs in Faust's consumer thread."""
+    """Owns the consumer side of the log: the part of AIOKafkaConsumer that Faust uses. All methods run in Faust's consumer thread."""
 
     def __init__(self, kafka: Kafka, max_poll_records: int) -> None:
         self.kafka, self.has, self._closed, self._max_poll_records = kafka, False, False, max_poll_records
@@ -89,7 +90,7 @@ class Client:
         return {self.kafka.tp: 0}
 
     async def seek_to_committed(self) -> Mapping[TopicPartition, int | None]:
-        """As aiokafka's: a partition without a commit stays where it is."""
+        """As in aiokafka: a partition without a commit keeps its position."""
         k = self.kafka
         await until(k.seek.is_set)
         if k.committed:
@@ -106,7 +107,7 @@ class Client:
         self.kafka.committed = offsets[self.kafka.tp].offset
 
     async def fetched_records(self, partitions: set[Any], timeout: float, max_records: int) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
-        """As aiokafka's: what is returned is passed. `partitions` may change while it waits; an empty set is all of them."""
+        """As in aiokafka: the position moves past the returned records. `partitions` may change during the wait; an empty set means all."""
         k, deadline = self.kafka, time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.has and k.fetch.is_set() and (not partitions or k.tp in partitions):
@@ -123,7 +124,7 @@ class Client:
 
 
 class Producer:
-    """An AIOKafkaProducer to which nobody gives anything."""
+    """An AIOKafkaProducer that sends nothing."""
 
     def __init__(self, **kwargs: Any) -> None:
         pass
@@ -135,10 +136,10 @@ class Producer:
 
 
 def record(tp: TopicPartition, offset: int) -> ConsumerRecord[Any, Any]:
-    """A record that says where it lies."""
+    """Return a record whose content names its partition and offset."""
     return ConsumerRecord(tp.topic, tp.partition, offset, 0, 0, None, b"%d" % offset, None, 0, 0, ())
 
 
 def queued(queues: Iterator[Any]) -> int:
-    """Messages that agents have not taken yet."""
+    """Return the number of messages that no agent has taken yet."""
     return sum(q.qsize() for q in queues)

@@ -1,4 +1,4 @@
-"""Worker processes: started, watched, killed."""
+"""Starts, watches and kills worker processes."""
 
 import os
 import resource
@@ -16,11 +16,11 @@ from testkit.apache import free_port
 
 WAIT_S = 90.0
 HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
-"""One for all: what a client of its own would read of certificates each time costs more than the request."""
+"""Shared client: a new client reads the certificates, which takes longer than the request."""
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -> Any:
-    """What the condition returns once it is true."""
+    """Wait until the condition is true and return its value. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -30,7 +30,7 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = WAIT_S) -
 
 
 class WorkerProcess:
-    """`currents worker` as a process with a data folder and a port of its own."""
+    """Owns a `currents worker` process with its own data folder and port."""
 
     COMMAND, FOLDER, PORT = "worker", "CURRENTS_WORKER__DATA_DIR", "CURRENTS_QUERY__PORT"
 
@@ -69,7 +69,7 @@ class WorkerProcess:
         return self
 
     def owned(self) -> set[int]:
-        """Tablets of a worker that is ready; none of one that is not."""
+        """Return the worker's tablets; empty if the worker is not ready."""
         return set(self.get("/readyz").json().get("tablets", ())) if self.is_ready() else set()
 
     def metric(self, name: str) -> float:
@@ -93,14 +93,14 @@ class WorkerProcess:
         return self.exit()
 
     def exit(self) -> int:
-        """Exit status of a worker that ends by itself."""
+        """Wait until the worker ends by itself and return its exit status."""
         try:
             return self.process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"waited {WAIT_S:.0f} s for worker {self.name} to end:\n{self.says()[-3000:]}") from None
 
     def limit_files(self, size: int) -> None:
-        """No file of the worker may grow beyond `size` bytes from now on: to it, the disk is full."""
+        """Limit the worker's files to `size` bytes from now on, which simulates a full disk."""
         resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, size))
 
     def stop(self) -> None:
@@ -110,6 +110,6 @@ class WorkerProcess:
 
 
 class ReplicaProcess(WorkerProcess):
-    """`currents serve`, likewise."""
+    """Owns a `currents serve` process with its own data folder and port."""
 
     COMMAND, FOLDER, PORT = "serve", "CURRENTS_SERVE__DATA_DIR", "CURRENTS_SERVE__PORT"

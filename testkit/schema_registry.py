@@ -1,4 +1,4 @@
-"""A small server of the Schema Registry's API: schemas by id, and answers that go wrong."""
+"""A small server with the Schema Registry API. Answers schemas by id, and errors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Registry(ThreadingHTTPServer):
-    """Answers `GET /schemas/ids/N`; counts what it was asked."""
+    """Owns an HTTP server that answers `GET /schemas/ids/N` and counts the requests."""
 
     def __init__(self, schemas: Mapping[int, Any]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -42,12 +42,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def registry(schemas: Mapping[int, Any]) -> Iterator[Registry]:
-    """A registry with these answers while the context lasts."""
+    """Run a registry with these answers while the context lasts."""
     with Registry(schemas) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""Small logs for tests of training, and a recipe that takes a moment."""
+"""Small event logs and a fast recipe for tests of training."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ QUICK = Recipe(preset="xs", dims=16, max_len=8, epochs=1, batch_users=8, negativ
 
 
 def made_log(users: int = 40, seed: int = 0, ties: bool = False, dims: int = DIMS) -> EventLog:
-    """Users of two tastes on two platforms; each taste has its own items."""
+    """Return a log of users with two tastes on two platforms. Each taste has its own items."""
     r = np.random.default_rng(seed)
     vectors = r.standard_normal((ITEMS, dims)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -31,5 +31,5 @@ def made_log(users: int = 40, seed: int = 0, ties: bool = False, dims: int = DIM
 
 
 def everything(log: EventLog) -> Split:
-    some = cases(log, np.zeros(0, np.int64))
-    return Split(log.bounds[:-1], log.bounds[1:], some, some)
+    none = cases(log, np.zeros(0, np.int64))
+    return Split(log.bounds[:-1], log.bounds[1:], none, none)

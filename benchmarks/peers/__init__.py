@@ -1,1 +1,1 @@
-"""RecTools' SASRec and HSTU beside our SASRec: same split, same ranking."""
+"""Compares RecTools' SASRec and HSTU with Currents' SASRec on the same split with the same ranking."""

@@ -1,7 +1,7 @@
-"""RecTools' SASRec and HSTU beside our SASRec: trained and stopped on the very same split, ranked by our policy and metrics. CPU only, few epochs.
+"""Compares RecTools' SASRec and HSTU with Currents' SASRec: same split, early stopping, ranking and metrics. CPU only, few epochs.
 
-`make bench ONLY=peers`, or `python -m benchmarks.peers ml1m --models SASRecModel` for a part; what was not run again keeps its figures,
-as do runs of other epochs.
+`make bench ONLY=peers`, or `python -m benchmarks.peers ml1m --models SASRecModel` for a part. Models that are not run keep their recorded figures, as
+do runs with another number of epochs.
 """
 
 import argparse
@@ -33,12 +33,12 @@ RECTOOLS = ("SASRecModel", "HSTUModel")
 OURS = "SASRec"
 FLOORS = ("popularity", "decayed mean")
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
-"""Of RecTools: 3 GB to load."""
+"""Requirements of RecTools: a 3 GB download."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all models of a data set are trained with: that of SASRec+, but for batches and epochs that suit a few minutes."""
+    """Training parameters of all models of a data set: those of SASRec+, but with batches and epochs for a few minutes of training."""
 
     max_len: int
     batch_users: int
@@ -57,7 +57,7 @@ PLANS = {"ml1m": Plan(max_len=100, batch_users=32, epochs=12), "food_kitchen": P
 
 
 def research(name: str) -> tuple[EventLog, Split]:
-    """The split that benchmarks/research.py gives."""
+    """Return a data set's log and split, from benchmarks/research.py."""
     if name == "food_kitchen":
         return food_kitchen()
     log = ml1m()
@@ -65,7 +65,7 @@ def research(name: str) -> tuple[EventLog, Split]:
 
 
 def ours(log: EventLog, split: Split, plan: Plan) -> tuple[Score, dict[str, Any]]:
-    """Our SASRec, trained."""
+    """Train Currents' SASRec. Returns its score and figures."""
     torch.set_num_threads(plan.threads)
     wall, cpu = time.perf_counter(), time.process_time()
     settings = {k: v for k, v in asdict(plan).items() if k != "threads"}
@@ -75,7 +75,7 @@ def ours(log: EventLog, split: Split, plan: Plan) -> tuple[Score, dict[str, Any]
 
 
 def theirs(log: EventLog, split: Split, plan: Plan, name: str) -> tuple[Score, dict[str, Any]]:
-    """A model of RecTools, trained in its own environment."""
+    """Train a model of RecTools in its own environment. Returns its score and figures."""
     with tempfile.TemporaryDirectory(prefix="currents-peers-") as at:
         folder = Path(at)
         write_split(log, split, split.valid.at_most(VALIDATION_CASES, plan.seed), folder / "split.npz")
@@ -91,12 +91,12 @@ def theirs(log: EventLog, split: Split, plan: Plan, name: str) -> tuple[Score, d
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(name: str, plan: Plan, models: list[str], keep: Callable[[dict[str, Any]], None]) -> None:
-    """All models of one data set, one after the other; each is kept as soon as it is ranked."""
+    """Train and rank all models of one data set, one after the other. Records each model as soon as it is ranked."""
     log, split = research(name)
     for model in models:
         if model in FLOORS:
@@ -111,13 +111,13 @@ def run(name: str, plan: Plan, models: list[str], keep: Callable[[dict[str, Any]
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A model's line in the README."""
+    """Return a model's row in the README."""
     out = {"HR@10": round(row["all"]["hr@10"]["mean"], 4), "NDCG@10": round(row["all"]["ndcg@10"]["mean"], 4)}
     return out | ({"CPU minutes": round(row["cpu_s"] / 60, 1)} if "cpu_s" in row else {})
 
 
 def main() -> None:
-    """Run what is asked for, and record it beside what there is."""
+    """Run the requested models, and add their figures to the recorded ones."""
     known = [*FLOORS, OURS, *RECTOOLS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="*", help=f"of {', '.join(PLANS)}; all without one")
@@ -128,7 +128,7 @@ def main() -> None:
         parser.error(f"{strange[0]}: no such data; there are {', '.join(PLANS)}")
 
     def keep(row: dict[str, Any]) -> None:
-        """The file is read anew each time: two data sets may run at once."""
+        """Add a row to the results. Reads the file each time, because two data sets may run at once."""
         path = RESULTS / "peers.json"
         stored = json.loads(path.read_text())["runs"] if path.exists() else []
         stored.append({**row, "date": datetime.date.today().isoformat(), "command": command("peers")})
@@ -136,7 +136,7 @@ def main() -> None:
         figures = {f"{data} {model}" + (f", {n} epochs" if n else ""): shown(r) for (data, model, n), r in sorted(rows.items())}
         note = "full ranking; few epochs on a CPU, not trained to the end; ml1m leave-one-out, food_kitchen's 937 test users; intervals in peers.json"
         machine = f"{os.cpu_count()} cores, shared with other work; one thread a model"
-        of_all: dict[str, Any] = {"machine": machine, "command": "make bench ONLY=peers"}  # each run says its own
+        of_all: dict[str, Any] = {"machine": machine, "command": "make bench ONLY=peers"}  # each run has its own command
         record("peers", figures, "hit rate, NDCG", note, **of_all, runs=list(rows.values()))
 
     for name in asked.data or PLANS:

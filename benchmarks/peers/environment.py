@@ -1,4 +1,4 @@
-"""Virtual environments of other systems' own, under `.peers`: RecTools wants a numpy that ours cannot have, Quix Streams another Kafka client."""
+"""Virtual environments of other systems under `.peers`: RecTools needs an incompatible numpy, Quix Streams another Kafka client."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ FOLDER = ROOT / ".peers"
 
 
 def python(name: str, requirements: Path) -> Path:
-    """The interpreter of an environment; it is made where there is none of these requirements."""
+    """Return the interpreter of an environment. Creates the environment unless one with these requirements exists."""
     folder = FOLDER / name
     interpreter, installed = folder / "venv" / "bin" / "python", folder / "installed.txt"
     if not installed.exists() or installed.read_bytes() != requirements.read_bytes():

@@ -1,4 +1,4 @@
-"""What is handed to the other environment, and what comes back: arrays in npz files. Items are rows of the catalogue on both sides.
+"""Exchanges arrays with the other environment in npz files. Items are rows of the catalogue on both sides.
 
 split.npz    platform (N,); user, item (n,) the training events, each user's oldest first;
              for valid and test: `_case`, `_item` (m,) the events of their inputs, oldest first; `_target` (cases,)
@@ -14,11 +14,11 @@ from training.log import EventLog, spans
 from training.splits import Cases, Split
 
 UNKNOWN_SCORE = -1e30
-"""Items that a model does not have come last, in the order of the catalogue."""
+"""Items unknown to a model rank last, in the order of the catalogue."""
 
 
 def write_split(log: EventLog, split: Split, valid: Cases, path: Path) -> None:
-    """The split, with some of its validation cases, as arrays."""
+    """Write the split, with some of its validation cases, as arrays."""
     at = spans(split.begin, split.end)
     arrays = {
         "platform": log.catalogue.platform,
@@ -33,7 +33,7 @@ def write_split(log: EventLog, split: Split, valid: Cases, path: Path) -> None:
 
 
 def read_scores(path: Path, test: Cases) -> Score:
-    """A model's vectors as evaluation sees a model; it knows the test cases alone."""
+    """Read a model's vectors as a score for evaluation. The score has the test cases only."""
     stored = np.load(path)
     users, items, known = stored["users"], stored["items"], stored["known"]
     row = {int(t): i for i, t in enumerate(test.target)}

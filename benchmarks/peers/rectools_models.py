@@ -1,7 +1,7 @@
 """Runs in the environment of RecTools: `python -m benchmarks.peers.rectools_models FOLDER MODEL` trains one of its models on FOLDER/split.npz.
 
-Writes FOLDER/MODEL.npz (benchmarks/peers/exchange.py says what) and MODEL.json: the course of training, the time, and three checks.
-Of this project it imports training.metrics alone, which needs numpy only.
+Writes FOLDER/MODEL.npz (format: benchmarks/peers/exchange.py) and MODEL.json: the course of training, the time, and three checks.
+From this project the script imports only training.metrics, which needs numpy only.
 """
 
 import copy
@@ -32,10 +32,10 @@ CHUNK = 256
 
 
 class Lean(TransformerLightningModule):
-    """RecTools' own training, but for logits of the padding, which its loss leaves out anyway: with them no 36,000 items fit the time or memory."""
+    """RecTools' training without the logits of padding, which its loss ignores. With them, training on 36,000 items exceeds time and memory."""
 
     def loss_of(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The mean cross-entropy over all items of the positions that have a target."""
+        """Return the mean cross-entropy over all items at the positions with a target."""
         items = self.torch_model.item_model.get_all_embeddings()
         there = batch["y"] != 0
         hidden = self.torch_model.encode_sessions(batch, items)[there]
@@ -45,14 +45,14 @@ class Lean(TransformerLightningModule):
         return F.linear_cross_entropy(hidden / self.logits_t, items, batch["y"][there], options=options)
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """As RecTools does it."""
+        """Train on a batch as RecTools does."""
         loss = self.loss_of(batch)
         self.log(self.train_loss_name, loss, on_step=False, on_epoch=True)
         return loss
 
 
 class Held:
-    """Held-out cases of split.npz."""
+    """Owns the held-out cases of split.npz."""
 
     def __init__(self, data: dict[str, np.ndarray], name: str) -> None:
         self.target = data[f"{name}_target"]
@@ -61,7 +61,7 @@ class Held:
         self.platform = data["platform"]
 
     def rank(self, users: np.ndarray, items: np.ndarray, known: np.ndarray, keep_target: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks and top lists by the policy of training.evaluate; without `keep_target` by RecTools', which leaves out all that was seen."""
+        """Return ranks and top lists by the policy of training.evaluate. Without `keep_target`: by RecTools' policy, without all seen items."""
         ranks, tops = [], []
         for a in range(0, len(users), CHUNK):
             target = self.target[a : a + CHUNK]
@@ -79,7 +79,7 @@ class Held:
 
 
 def vectors(module: LightningModule, held: Held, max_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Users (cases, D), items (N, D) and whether the model knows an item (N,), by catalogue row; inputs as RecTools' recommend makes them."""
+    """Return users (cases, D), items (N, D) and known items (N,) bool, by catalogue row. Builds the inputs as RecTools' `recommend` does."""
     prepared, net = module.data_preparator, module.torch_model
     known, internal = prepared.get_known_item_ids().astype(int), prepared.get_known_items_sorted_internal_ids()
     internal_of = np.zeros(len(held.platform), np.int64)
@@ -102,7 +102,7 @@ def vectors(module: LightningModule, held: Held, max_len: int) -> tuple[np.ndarr
 
 
 class Watch(Callback):
-    """Validation NDCG@10 after every epoch; keeps the best weights, stops after `patience` epochs without better ones."""
+    """Owns early stopping: validation NDCG@10 after every epoch, the best weights, and a stop after `patience` epochs without improvement."""
 
     def __init__(self, valid: Held, max_len: int, patience: int, name: str) -> None:
         self.valid, self.max_len, self.patience, self.name = valid, max_len, patience, name
@@ -122,7 +122,7 @@ class Watch(Callback):
 
 
 def model_of(name: str, plan: dict[str, Any], watch: Watch) -> Any:
-    """RecTools' model by its class name."""
+    """Return RecTools' model with this class name."""
 
     def trainer() -> Trainer:
         return Trainer(
@@ -156,13 +156,13 @@ def model_of(name: str, plan: dict[str, Any], watch: Watch) -> Any:
 
 
 def interactions(user: np.ndarray, item: np.ndarray) -> Dataset:
-    """Events in their order -> RecTools' data set."""
+    """Ordered events -> RecTools' data set."""
     at = pd.to_datetime(np.arange(len(user)), unit="s")
     return Dataset.construct(pd.DataFrame({Columns.User: user, Columns.Item: item, Columns.Weight: 1.0, Columns.Datetime: at}))
 
 
 def checks(model: Any, data: dict[str, np.ndarray], test: Held, found: tuple[np.ndarray, ...], rank: np.ndarray, top: np.ndarray) -> dict[str, Any]:
-    """That our ways of using RecTools change nothing, and that our metrics are its metrics."""
+    """Check that this script's use of RecTools changes no result, and that Currents' metrics equal RecTools' metrics."""
     module = model.lightning_model.eval()
     sample = model.data_preparator._collate_fn_train([model.data_preparator.get_dataloader_train().dataset[i] for i in range(8)])
     with torch.no_grad():
@@ -202,7 +202,7 @@ def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     warnings.filterwarnings("ignore")
     plan = json.loads((folder / "plan.json").read_text())
-    data = dict(np.load(folder / "split.npz"))  # once: an npz file reads an array anew at every look
+    data = dict(np.load(folder / "split.npz"))  # a dict, because an npz file reads an array at every access
     torch.set_num_threads(plan["threads"])
     seed_everything(plan["seed"])
     model = model_of(name, plan, Watch(Held(data, "valid"), plan["max_len"], plan["patience"], f"RecTools {name}"))

@@ -1,1 +1,1 @@
-"""One job in four systems: Currents, Quix Streams, stock Faust, a bare confluent-kafka loop. benchmarks/plumbing.py and encoders.py compare them."""
+"""The same job in four systems: Currents, Quix Streams, stock Faust, a bare confluent-kafka loop. Compared by benchmarks/plumbing.py, encoders.py."""

@@ -1,4 +1,4 @@
-"""All systems on one Apache Kafka, one after the other, several times round; what each wrote is compared with what the events say."""
+"""Runs all systems on one Apache Kafka, in turn, several times, and compares each system's output with the expected output."""
 
 import asyncio
 import json
@@ -28,16 +28,16 @@ from streams.ingest.normalise import mappers
 from streams.transport.reading import read_topic
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
-BATCHED = 256  # windows that Quix Streams makes profiles of at once, gathered by hand
+BATCHED = 256  # windows in a batch that the Quix Streams job collects by hand
 COMPARED = 500  # profiles whose vectors are compared
 
 
 class WrongResult(Exception):
-    """A system's windows or profiles are not what the events say: then its speed says nothing."""
+    """A system's windows or profiles are wrong, so its speed has no meaning."""
 
 
 def unified(n: int, users: int) -> list[tuple[bytes, bytes]]:
-    """Events as the unified topic has them."""
+    """Return n events as records (key, value) of the unified topic."""
     settings = Settings(kafka={"bootstrap": "-"}, platforms=[platform("-")])
     mapper = mappers(settings)[PLATFORM]
     found = ((key, mapper.events(raw, "", 0, 0, 2**50)) for key, raw in events(n, users))
@@ -45,14 +45,14 @@ def unified(n: int, users: int) -> list[tuple[bytes, bytes]]:
 
 
 def command(system: str, spec: str) -> list[str]:
-    """How a system's run is begun; Quix Streams and the loop have an environment of their own."""
+    """Return the command of a system's run. Quix Streams and the loop have an environment of their own."""
     module = {"currents": "currents", "stock_faust": "stock_faust", "bare_loop": "loop"}.get(system, "quix")
     interpreter = python("streaming", REQUIREMENTS) if module in ("quix", "loop") else sys.executable
     return [str(interpreter), "-m", f"benchmarks.systems.{module}", spec]
 
 
 def run(system: str, spec: Spec, rows: list[tuple[bytes, bytes]]) -> dict[str, float]:
-    """One run: events/s and CPU microseconds an event. Raises WrongResult, and CalledProcessError with what it said."""
+    """Do one run. Returns events/s and CPU time per event in µs. Raises WrongResult, or CalledProcessError with the process's output."""
     settings, file = settings_of(spec), Path(spec.folder).with_suffix(".json")
     file.write_text(json.dumps(asdict(spec)))
     if system == "currents":
@@ -67,7 +67,7 @@ def run(system: str, spec: Spec, rows: list[tuple[bytes, bytes]]) -> dict[str, f
 
 
 def results(system: str, spec: Spec) -> tuple[str, str]:
-    """Where a system leaves its windows, and its profiles."""
+    """Return the topics of a system's windows and profiles."""
     if system.startswith("quix"):
         return f"changelog__{spec.prefix}--{spec.topic}--default", spec.profiles
     if system == "stock_faust":
@@ -76,7 +76,7 @@ def results(system: str, spec: Spec) -> tuple[str, str]:
 
 
 async def _create(system: str, spec: Spec) -> None:
-    """Its topics, but for Quix Streams' changelog. Stock Faust makes its own too late for its first events."""
+    """Create a system's topics, except Quix Streams' changelog. Stock Faust itself would create its topics too late for its first events."""
     windows, profiles = results(system, spec)
     names = [spec.topic, profiles] if system.startswith("quix") else [spec.topic, profiles, windows]
     client = AIOKafkaAdminClient(bootstrap_servers=spec.bootstrap)
@@ -108,7 +108,7 @@ async def _check(system: str, spec: Spec, settings: Settings, rows: list[tuple[b
 
 
 def compare(systems: Mapping[str, Mapping[str, Any]], n: int, users: int, runs: int, model: str = "") -> dict[str, dict[str, float]]:
-    """Medians of several runs, taken in turn. `systems`: by name, what is other than in the usual Spec (`events`: so many of them)."""
+    """Return medians of several runs; the systems run in turn. `systems`: name -> changes of the default Spec; `events`: number of events."""
     rows, found = unified(n, users), {name: list[dict[str, float]]() for name in systems}
     with kafka() as bootstrap, tempfile.TemporaryDirectory(prefix="currents-bench-") as folder:
         usual = Spec(bootstrap, "", n, PARTITIONS, "", "", str(Path(folder) / "items.npz"), model)

@@ -1,4 +1,4 @@
-"""The job in Currents: a whole worker, its portraits off."""
+"""The job in Currents: a whole worker with portraits switched off."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ from streams.transport.topics import asking, create
 
 
 def settings_of(spec: Spec) -> Settings:
-    """Everything else by default."""
+    """Return the run's settings, with defaults for the rest."""
     values: dict[str, Any] = {
         "kafka": {"bootstrap": spec.bootstrap},
         "worker": {"prefix": spec.prefix, "partitions": spec.partitions, "data_dir": spec.folder},
@@ -28,7 +28,7 @@ def settings_of(spec: Spec) -> Settings:
 
 
 async def prepare(spec: Spec) -> None:
-    """A first life, before there are events: it makes the items' vectors, which are kept for the other systems."""
+    """Run a worker before the events are sent. The worker makes the item vectors, which are saved for the other systems."""
     settings = settings_of(spec)
     with asking(settings.kafka) as client:
         await asyncio.to_thread(create, client, settings, True)
@@ -39,7 +39,7 @@ async def prepare(spec: Spec) -> None:
 
 
 async def run(spec: Spec) -> None:
-    """The life that is measured: it catches up with all events."""
+    """Run the measured worker, which catches up with all events."""
     clock = Clock(spec.events)
     async with working(settings_of(spec)) as worker:
         if not spec.model:

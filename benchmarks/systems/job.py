@@ -1,6 +1,6 @@
-"""The job that every system does: an event of the unified topic into its user's window, and the window into a profile.
+"""The job of every system: fold an event of the unified topic into its user's window, and make a profile of the window.
 
-Fold, featurizer, encoder and bytes are Currents' own in all of them, so that only what is around them differs. Needs neither Faust nor Quix Streams.
+All systems use Currents' fold, featurizer, encoder and bytes, so that only the stream processing differs. Needs neither Faust nor Quix Streams.
 """
 
 import json
@@ -24,28 +24,28 @@ from schemas.windows import Policy, fold, row_of
 
 PLATFORM = "shop"
 POLICY = Policy(64)
-NO_INTERESTS = b"\x90"  # an empty MessagePack array: portraits are Currents' own, so they are off everywhere
+NO_INTERESTS = b"\x90"  # an empty MessagePack array: only Currents has portraits, so all systems run without
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What one run of one system is told; its own process reads it as JSON."""
+    """Parameters of one run of one system. The run's process reads them as JSON."""
 
     bootstrap: str
     topic: str
-    """The unified topic, filled before."""
+    """The unified topic, filled before the run."""
     events: int
     partitions: int
     prefix: str
-    """Of its topics and its group."""
+    """Prefix of the system's topics and group."""
     folder: str
-    """Its state."""
+    """Folder of the system's state."""
     items: str
-    """An .npz of item vectors. Currents writes it, from the items that it was sent, the others read it."""
+    """An .npz file of item vectors. Currents writes the file from the items sent to it; the other systems read the file."""
     model: str = ""
-    """A bundle; empty: the stub."""
+    """Encoder bundle; empty for the stub."""
     batch: int = 0
-    """Quix Streams: windows that are encoded at once, batched by hand; 0: one by one."""
+    """Quix Streams only: number of windows in a batch made by hand; 0 encodes one by one."""
 
     @property
     def windows(self) -> str:
@@ -59,26 +59,26 @@ class Spec:
 
 
 def read_spec(path: str) -> Spec:
-    """The file that `compare` wrote."""
+    """Read the file that `compare` wrote."""
     return Spec(**json.loads(Path(path).read_text()))
 
 
 class Stub:
-    """An encoder that takes no time: what is left is plumbing."""
+    """An encoder without cost, so that a benchmark measures the stream processing only."""
 
     version, space_id, dims, max_len, projected = "stub", "stub", 192, 32, None
 
     def encode(self, features: Features, table: ItemTable) -> np.ndarray:
-        """-> the same vector for everybody."""
+        """Return the same vector for every user."""
         return np.full((len(features.lengths), self.dims), self.dims**-0.5, np.float32)
 
     def project(self, vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """As it is."""
+        """Return the vectors unchanged."""
         return vectors
 
 
 class Job:
-    """The work, without a stream."""
+    """Owns the job's functions, without a stream."""
 
     def __init__(self, spec: Spec) -> None:
         with np.load(spec.items) as stored:
@@ -89,7 +89,7 @@ class Job:
         self.encoder: Encoder = load_encoder(spec.model, space, self.table.dims, device="cpu") if spec.model else Stub()
 
     def fold(self, window: bytes | None, values: Sequence[bytes]) -> bytes:
-        """Values of the unified topic into a window."""
+        """Fold values of the unified topic into a window."""
         rows = []
         for value in values:
             event = decode_event(value)
@@ -97,13 +97,13 @@ class Job:
         return fold(window, rows, POLICY)
 
     def profiles(self, users: Sequence[bytes], windows: Sequence[bytes], received: Sequence[int]) -> list[bytes]:
-        """Windows -> packed profiles, all at once."""
+        """Make packed profiles of a batch of windows."""
         at, encoder = time.time_ns() // 1_000_000, self.encoder
         features = featurize(windows, self.table, POLICY.most)
         vectors = encoder.encode(fitted(features, encoder.max_len, POLICY), self.table)
         last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         unknown = (features.mask & (features.items == 0)).sum(1)
-        if len(users) == 1:  # sooner done so than by what is made for many
+        if len(users) == 1:  # faster for one profile than the batch code
             profile = Profile(
                 users[0].decode(), at, int(last[0]), received[0], int(features.lengths[0]), int(unknown[0]),
                 encoder.version, encoder.space_id, encoder.dims, VECTOR_TYPE, pack_vector(vectors[0]),
@@ -115,13 +115,13 @@ class Job:
 
 
 class Clock:
-    """Events a second from when the first ones are done to when the last ones are."""
+    """Owns the measurement of events a second, from the end of the first events to the end of the last ones."""
 
     def __init__(self, events: int) -> None:
         self._events, self.done, self._began, self._before, self._cpu, self._took, self._spent = events, 0, 0.0, 0, 0.0, 0.0, 0.0
 
     def count(self, n: int) -> bool:
-        """So many more are done; True once all are."""
+        """Count n more handled events. Returns True once all events are handled."""
         now = time.perf_counter()
         self.done += n
         if not self.done:
@@ -133,7 +133,7 @@ class Clock:
         return self.done >= self._events
 
     def tell(self) -> None:
-        """The figures as JSON, on the stdout that Faust replaces, and the process ends: some of what runs here does not let go of its threads."""
+        """Print the figures as JSON on the stdout that Faust replaces, and end the process, because some systems do not stop their threads."""
         n = self.done - self._before
         print(
             json.dumps({"events_per_s": round(n / self._took), "cpu_us_per_event": round(self._spent / n * 1e6, 1)}), file=sys.__stdout__, flush=True

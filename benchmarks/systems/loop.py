@@ -1,4 +1,4 @@
-"""The job as a confluent-kafka loop without group, rebalance or recovery: the most that a process of Python can do. As good as its author made it."""
+"""The job as a confluent-kafka loop without group, rebalance or recovery: an upper bound for a Python process, as far as this loop is optimal."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ BATCH = 4000
 
 
 def main() -> None:
-    """A run."""
+    """Do one run."""
     spec = read_spec(sys.argv[1])
     job, clock, parts = Job(spec), Clock(spec.events), range(spec.partitions)
     producer = Producer({"bootstrap.servers": spec.bootstrap, "linger.ms": 5, "batch.size": 1 << 19, "queue.buffering.max.messages": 1_000_000})

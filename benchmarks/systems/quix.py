@@ -1,7 +1,7 @@
-"""The job in Quix Streams, in an environment of its own. One event at a time, as it hands them over: it has no batches.
+"""The job in Quix Streams, in an environment of its own. Quix Streams passes one event at a time; it has no batches.
 
-With `batch` windows are gathered by hand and encoded at once. What waits when a checkpoint is committed would be lost in a crash; holding the
-commit back would cost more, so this is the best case.
+With `batch` the job collects windows by hand and encodes them at once. A crash would lose the windows that wait when a checkpoint is committed.
+Holding the commit back would cost more, so this is the best case.
 """
 
 import sys
@@ -12,7 +12,7 @@ from benchmarks.systems.job import Clock, Job, read_spec
 
 
 def main() -> None:
-    """A run."""
+    """Do one run."""
     spec = read_spec(sys.argv[1])
     job, clock = Job(spec), Clock(spec.events)
     app = Application(

@@ -1,4 +1,4 @@
-"""The job in Faust as it comes: an agent over events, and two tables."""
+"""The job in unmodified Faust: an agent over events, and two tables."""
 
 import sys
 
@@ -21,7 +21,7 @@ profiles = app.Table("profiles", options=dict(options), partitions=spec.partitio
 
 @app.agent(events)
 async def update(stream):  # type: ignore[no-untyped-def]
-    """An event at a time."""
+    """Handle one event at a time."""
     async for event in stream.events():
         user, value = event.key, event.value
         windows[user] = window = job.fold(windows.get(user), [value])

@@ -1,1 +1,1 @@
-"""Checks of what is stored and was published, against the log."""
+"""Checks stored windows and published vectors against the log."""

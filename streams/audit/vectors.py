@@ -223,8 +223,8 @@ def _guesses(row: _Published, items: _Items) -> Iterator[tuple[bytes, list[int]]
         parts: dict[int, list[int]] = defaultdict(list)
         for r in newest:
             parts[int(items.partition[r])].append(r)
-        behind = itertools.accumulate((counts[r] for r in newest), initial=0)  # for each item: events on newer items
-        late = Counter(int(items.partition[r]) for r, n in zip(newest, behind, strict=False) if n < left)
+        newer_events = itertools.accumulate((counts[r] for r in newest), initial=0)  # for each item: events on newer items
+        late = Counter(int(items.partition[r]) for r, n in zip(newest, newer_events, strict=False) if n < left)
         yield from ((window, hidden) for hidden in _nearest_sets([late[p] for p in parts], list(parts.values()), counts, left))
 
 

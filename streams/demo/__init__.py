@@ -1,1 +1,1 @@
-"""The synthetic world and the demo; only the command line imports it."""
+"""The synthetic world and the demo. Only the command line imports this package."""

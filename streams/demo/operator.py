@@ -1,4 +1,4 @@
-"""The lifecycle demo's hands and eyes: what an operator does in it, and what the worker saw, told with the time."""
+"""The lifecycle demo's operator: actions of an operator, checks of what the worker did, and timed messages about both."""
 
 import asyncio
 import contextlib
@@ -26,13 +26,13 @@ from streams.processes.worker import Worker
 from streams.releases.canary_rules import decide
 from streams.releases.release_log import Announced, announce, proposed, read_history
 
-FLOOD = 2500  # events a second, to fill the log
-TRIAL_S = 240.0  # how long a canary may take
+FLOOD = 2500  # events a second, for filling the log
+TRIAL_S = 240.0  # timeout of a canary
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class Stage:
-    """The broker's clients, the worker, and what the worker saw of the releases."""
+    """Owns the demo's event stream, its operator actions, and its view of the worker."""
 
     def __init__(
         self, settings: Settings, config: Path, world: World, producer: AIOKafkaProducer, worker: Worker, tell: "Teller", stop: asyncio.Event
@@ -43,7 +43,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def flowing(self, rate: float) -> AsyncIterator[None]:
-        """Events at a rate, in the background."""
+        """Send events at a rate in the background, as long as the context lasts."""
         rest = asyncio.Event()
         flow = asyncio.ensure_future(self._send(rate, rest))
         try:
@@ -53,7 +53,7 @@ class Stage:
             await flow
 
     async def flood(self, events: int) -> None:
-        """So many events, as fast as this machine can up to a rate, and all of them handled: a slice of them is to hold nothing older."""
+        """Send events at up to FLOOD a second and wait until all are handled, so that a slice of as many events has no older ones."""
         await self._send(FLOOD, self.stop, events)
         self.going()
         await self.settled()
@@ -64,44 +64,44 @@ class Stage:
         self.sent += sent.events
 
     async def settled(self) -> None:
-        """Wait until everything that was sent is in the profiles."""
+        """Wait until the profiles contain every sent event."""
         await self._producer.flush()
         await settled(self.worker)
 
     async def sleep(self, seconds: float) -> None:
-        """Unless the demo is to end."""
+        """Sleep. Raises Ended if the demo is stopped meanwhile."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:  # `until` gives up after a while
+        while time.monotonic() < deadline:  # `until` has a timeout of its own
             await until(lambda: time.monotonic() >= deadline, self.worker, self.stop)
             self.going()
 
     def going(self) -> None:
-        """Raises Ended once the demo is to end."""
+        """Raise Ended if the demo is stopped."""
         if self.stop.is_set():
             raise Ended
 
-    # What the worker saw
+    # Checks of what the worker did
 
     def tests(self, version: str) -> "Tests":
-        """Of one encoder so far, over all platforms."""
+        """Return an encoder version's tests so far, over all platforms."""
         value = self.worker.metrics.value
         return Tests(value("currents_live_tests_total", version=version), value("currents_live_hits_total", version=version))
 
     @property
     def serving(self) -> str:
-        """The version that serves."""
+        """The serving encoder's version."""
         return self.worker.encoder.version
 
     async def history(self) -> list[Announced]:
-        """The topic of releases."""
+        """Return all records of the topic of releases."""
         return await read_history(self.settings.kafka, self.settings.topic("releases"))
 
-    # What an operator does
+    # Operator actions
 
     async def retrain(self, events: int, after_slice: Any = None) -> Release | None:
-        """`currents retrain --once` on the newest events; the candidate that it announced, None where it was refused.
+        """Run `currents retrain --once` on the newest `events`. Returns the announced candidate, None if the run was refused.
 
-        Raises RetrainError where it failed otherwise.
+        Calls `after_slice` once the run has written its slice. Raises RetrainError if the run failed in another way.
         """
         known, runs = len(await self.history()), set(self.runs())
         environment = {**os.environ, "CURRENTS_RETRAIN__EVENTS": str(events)}
@@ -129,12 +129,12 @@ class Stage:
         return found[-1] if found else None
 
     def runs(self) -> list[Path]:
-        """Folders of the retrainings."""
+        """Return the folders of the retraining runs, oldest first."""
         folder = Path(self.settings.retrain.folder)
         return sorted(f for f in folder.iterdir() if f.is_dir()) if folder.exists() else []
 
     async def trial(self, release: Release, share: float) -> None:
-        """Put a candidate on trial with a share of the users, and wait for what the worker makes of it."""
+        """Announce a candidate as canary for a share of the users, and wait for the worker's decision, at most TRIAL_S."""
         history = await self.history()
         tried = msgspec.structs.replace(release, state="canary", share=share, at=now_ms(), by="the demo", why="")
         await announce(self.settings.kafka, self.settings.topic("releases"), "candidate", proposed(history, tried))
@@ -151,40 +151,40 @@ class Stage:
             self.tell(f"{release.version} is still on trial after {TRIAL_S:.0f} s: {why}")
 
     async def over(self, version: str) -> None:
-        """Wait until everybody's profile is of a version."""
+        """Wait until the version serves and no user is left to re-encode, at most 60 s."""
         deadline = time.monotonic() + 60
         while (self.serving != version or self.worker.reencoder.pending()) and time.monotonic() < deadline:
             await self.sleep(0.2)
 
 
 class Ended(Exception):
-    """A signal came."""
+    """The demo was stopped by a signal."""
 
 
 @dataclass(frozen=True)
 class Tests:
-    """Arriving events that tested the profiles before them."""
+    """Owns counts of live tests (an arriving event tests the profile before it) and of hits."""
 
     n: float
     hits: float
 
     def since(self, earlier: "Tests") -> float:
-        """Hit rate of what came after `earlier`; 0 where nothing did."""
+        """Return the hit rate of the tests after `earlier`; 0 if there are none."""
         return (self.hits - earlier.hits) / (self.n - earlier.n) if self.n > earlier.n else 0.0
 
 
 class Teller:
-    """Says what happens, with the time, and draws the quality line; on stderr where stdout is for JSON."""
+    """Owns the demo's console output: timed messages and the quality line. Writes to stderr if stdout has the JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self._console, self._began = Console(stderr=as_json, highlight=False), time.monotonic()
 
     def __call__(self, text: str) -> None:
-        """A line."""
+        """Print a message with the elapsed time."""
         self._console.print(f"{time.monotonic() - self._began:5.0f} s  {text}", markup=False, soft_wrap=True)
 
     async def line(self, stage: Stage, every_s: float = 3.0) -> None:
-        """For ever: hit rate of the serving encoder's profiles."""
+        """Print the live hit rate of the serving encoder's profiles every `every_s` seconds. Never returns."""
         while True:
             version = stage.serving
             before = stage.tests(version)

@@ -1,4 +1,4 @@
-"""One user's named interests in a terminal. Knows profiles, no worker: `currents query` shows it without the stream engine."""
+"""Renders a user's named interests in a terminal. Imports no worker, so that `currents query` needs no stream engine."""
 
 import time
 
@@ -14,7 +14,7 @@ BAR = 28  # characters of a full bar
 
 
 def portrait(profile: Profile | None, user: str, expand: bool = True) -> RenderableType:
-    """One user's named interests: weight, trend, platforms, evidence; `expand`: as wide as the terminal."""
+    """Render a user's named interests: weight, trend, platforms, evidence. `expand`: use the terminal's width."""
     if profile is None:
         return _panel(Text("no events yet"), user, expand)
     table = Table(box=None, padding=(0, 1), show_header=False)
@@ -33,7 +33,7 @@ def _panel(content: RenderableType, title: str, expand: bool) -> Panel:
 
 
 def arrow(interest: Interest) -> Text:
-    """Where an interest goes: the newer half of the window against the older."""
+    """Return the arrow of an interest's trend: up or down beyond 0.05, else a dot."""
     if interest.trend > 0.05:
         return Text("▲", style="green")
     return Text("▼", style="red") if interest.trend < -0.05 else Text("·", style="dim")

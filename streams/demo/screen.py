@@ -1,4 +1,4 @@
-"""The demo's screen: figures of the worker, and one user's interests as they move."""
+"""The demo's screen: the worker's figures and one user's interests."""
 
 import time
 from urllib.parse import quote
@@ -16,13 +16,13 @@ from streams.transport.sender import partition_of
 
 
 def draw(worker: Worker, user: str, sent: int, started: float) -> RenderableType:
-    """The whole screen."""
+    """Render the whole screen. `sent`: events sent since `started` (monotonic seconds)."""
     curl = f"curl {worker.url}/v1/profiles/{quote(user, safe='')}"
     return Group(_figures(worker, sent, started), portrait(find(worker, user), user), Text(f"{worker.url}/docs\n{curl}", style="dim"))
 
 
 def find(worker: Worker, user: str) -> Profile | None:
-    """The stored profile of a user."""
+    """Return a user's stored profile, None if this worker has none."""
     tablet = worker.tablets.get(partition_of(user.encode(), worker.settings.worker.partitions))
     found = tablet.profile(user.encode()) if tablet else None
     return decode_profile(found) if found else None

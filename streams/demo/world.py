@@ -1,4 +1,4 @@
-"""The synthetic world of the demo: three platforms, each with its own JSON, and users on their journeys. Seeded; knows no Kafka."""
+"""The synthetic world of the demo: three platforms, each with its own JSON, and users with journeys. Seeded; knows no Kafka."""
 
 import math
 import random
@@ -13,10 +13,10 @@ from streams.demo.catalogue import Thing, catalogue
 from streams.demo.journeys import DRIFT, Deed, Journeys, Person
 
 LATE, DUPLICATE, BAD = 0.02, 0.01, 0.005  # shares of the stream
-FEATURED_SHARE = 0.01  # of all events are the featured user's
+FEATURED_SHARE = 0.01  # the featured user's share of all events
 FAR_FUTURE_MS = 400 * 86_400_000
-BUSY_HOURS = {"shop": 14, "video": 21, "news": 8}  # UTC; when most people are on a platform
-# A platform's words for a deed, with weights.
+BUSY_HOURS = {"shop": 14, "video": 21, "news": 8}  # UTC; hour with the most events of a platform
+# Platform -> deed -> the platform's action names, with weights.
 ACTIONS: dict[str, dict[Deed, dict[str, int]]] = {
     "shop": {"look": {"viewed": 75, "added_to_cart": 15, "wished": 10}, "take": {"purchased": 1}, "refuse": {"viewed": 1}},
     "video": {"look": {"play": 78, "like": 16, "share": 6}, "refuse": {"not_interested": 1}},
@@ -35,7 +35,7 @@ class Emitted(NamedTuple):
 
 
 class World:
-    """Users, items and what happens between them. `seed` makes the users and what they do, `catalogue_seed` the items."""
+    """Owns users, items and the stream of events. `seed` determines the users and their actions, `catalogue_seed` the items."""
 
     def __init__(self, seed: int = 1, users: int = 2000, items_per_platform: int = 1200, catalogue_seed: int = 1) -> None:
         self._random = r = random.Random(seed)
@@ -52,18 +52,18 @@ class World:
         return self._journeys.person(name, r.sample(list(ACTIONS), r.choice((1, 2, 2, 3, 3))), r.randint(1, 3))
 
     def turn(self, fashion: int, share: float = 1.0) -> None:
-        """People's tastes drift: from now on other things are popular among so many of them, and other subjects come next."""
+        """Change the fashion of a share of the people: other items become popular, and other subjects come next."""
         for person in self._people:
             if share >= 1 or self._random.random() < share:
                 person.fashion = fashion
 
     def items(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """(platform, key, JSON) of every item, in each platform's own shape."""
+        """Yield (platform, key, JSON) of every item, in the platform's own shape."""
         for t in self.things:
             yield t.platform, t.id.encode(), orjson.dumps(_ITEM_SHAPES[t.platform](t))
 
     def events(self, clock: Callable[[], int]) -> Iterator[Emitted]:
-        """What happens, without end; `clock` gives the time in ms."""
+        """Yield events without end. `clock` returns the time in ms."""
         r, recent, bad = self._random, deque[Emitted](maxlen=500), 0
         while True:
             lot = r.random()
@@ -92,7 +92,7 @@ class World:
         return Emitted(platform, person.id.encode(), orjson.dumps(body), kind)
 
     def _broken(self, n: int, now_ms: int) -> Emitted:
-        """The n-th broken record: each way of being broken in turn."""
+        """Return the n-th broken record. The kinds of damage follow in turn."""
         event = self._event(now_ms, "bad")
         body: dict[str, Any] = orjson.loads(event.value or b"")
         account, item, action, time = _KEYS[event.platform]
@@ -111,7 +111,7 @@ class World:
 
 
 def liveliness(platform: str, at_ms: int) -> float:
-    """How much a platform is used at a time of day: 1 at night, 4 in its busiest hour."""
+    """Return the weight of a platform at a time of day: 1 at night, 4 in its busiest hour."""
     hours = at_ms / 3_600_000 - BUSY_HOURS[platform]
     return 1 + 3 * max(0.0, math.cos(hours * math.tau / 24))
 

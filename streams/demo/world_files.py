@@ -1,4 +1,4 @@
-"""The synthetic world as files: data to train on."""
+"""Writes the synthetic world to files for training."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,10 @@ from streams.demo.world import World
 
 
 def write_world(folder: Path, events: int, users: int, seed: int, days: float, catalogue_seed: int = 1, end_ms: int | None = None) -> dict[str, int]:
-    """Files of the synthetic world up to `end_ms`, now by default: events (broken ones left out), items, currents.toml; returns how many."""
+    """Write events (without broken ones), items and currents.toml of the synthetic world. Returns the numbers of events and items.
+
+    Event times spread over `days` up to `end_ms`, now by default. Raises InputError if the folder is not empty.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty")
     folder.mkdir(parents=True, exist_ok=True)

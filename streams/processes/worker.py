@@ -93,7 +93,7 @@ class Worker:
         self.late = LateItems(self.tablets, recomputer, self.metrics, self.backlog.overloaded)
         self.reencoder = lifecycle.join(self.tablets, recomputer, sender, self.backlog.overloaded, self.url)
         self.restorer = Restorer(
-            settings, self.store, recomputer, self.reencoder, self.late, self.metrics, self._fallback_to_look_for, self._tasks.spawn
+            settings, self.store, recomputer, self.reencoder, self.late, self.metrics, self._fallback_to_recompute, self._tasks.spawn
         )
         self.ranker = Ranker(self.store, self.tower, self._encoder_of, self.encoding_pool)
         self.normaliser = Normaliser(settings, self.tower, sender, self.metrics, self.mapping_pool, lifecycle.drift.records)
@@ -113,7 +113,7 @@ class Worker:
         """Return the encoder that projects items into a space, the fallback's space included; None if there is none."""
         return self.lifecycle.lineup().of_space(space_id) or (self.spare if space_id == self.spare.space_id else None)
 
-    def _fallback_to_look_for(self) -> str | None:
+    def _fallback_to_recompute(self) -> str | None:
         """Return the fallback's version if a restore must schedule its users for recomputing; None if the re-encoder finds them anyway."""
         found_anyway = self.encoder.version == self.spare.version or self.settings.releases.reencode_per_s
         return None if found_anyway else self.spare.version
@@ -160,9 +160,9 @@ class Worker:
     async def _assigned(self, app: Any, partitions: Any, **_: Any) -> None:
         point("in-rebalance")
         topic = self.settings.topic("events")
-        mine = {tp.partition for tp in partitions if tp.topic == topic}
-        log.info("generation %d: tablets %s", self.app.consumer_generation_id, sorted(mine))
-        for tablet in self.tablets.assign(mine, self.app.consumer_generation_id):
+        assigned = {tp.partition for tp in partitions if tp.topic == topic}
+        log.info("generation %d: tablets %s", self.app.consumer_generation_id, sorted(assigned))
+        for tablet in self.tablets.assign(assigned, self.app.consumer_generation_id):
             self.restorer.begin(tablet)
 
     def ready(self) -> bool:

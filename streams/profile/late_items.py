@@ -87,8 +87,8 @@ class LateItems:
         for start in range(0, len(users), CHUNK):
             await self._wait_while_overloaded(generation)
             chunk = users[start : start + CHUNK]
-            async with self._recomputer.background_turn(tablet, generation) as mine:
-                if not mine:
+            async with self._recomputer.background_turn(tablet, generation) as held:
+                if not held:
                     return True
                 due = await self._recomputer.outdated(tablet, chunk)  # another owner may have recomputed them meanwhile
                 if due and not await (await self._recomputer.recompute(tablet, due))[0]:

@@ -120,9 +120,9 @@ class Reencoder:
             self._scan_below.pop(partition, None)
             self._read_first.pop(partition, None)
             return
-        asked = self._read_first.pop(partition, {})
-        if asked:
-            await self._encode(tablet, generation, list(asked))
+        read_users = self._read_first.pop(partition, {})
+        if read_users:
+            await self._encode(tablet, generation, list(read_users))
         elif queue := self._queues.get(partition):
             chunk, queue[-self._chunk :] = queue[: -self._chunk - 1 : -1], []
             await self._encode(tablet, generation, chunk)
@@ -133,8 +133,8 @@ class Reencoder:
 
     async def _encode(self, tablet: Tablet, generation: int, users: list[bytes]) -> None:
         began = time.monotonic()
-        async with self._recomputer.background_turn(tablet, generation) as mine:
-            if not mine:
+        async with self._recomputer.background_turn(tablet, generation) as held:
+            if not held:
                 return  # the tablet's next owner scans it
             users = [u for u in users if (profile := tablet.profile(u)) and self.stale(u, profile)]
             if not users:

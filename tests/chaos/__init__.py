@@ -1,1 +1,1 @@
-"""The chaos suite: a real cluster on one machine, faults from a seeded schedule, and a check of everything afterwards (`docs/chaos.md`)."""
+"""The chaos suite: runs a real cluster on one machine, injects faults from a seeded schedule, and checks all results (`docs/chaos.md`)."""

@@ -15,10 +15,10 @@ from tests.chaos.schedule import EVERY_WAY, KINDS, Fault, draw, shrink
 
 
 def main() -> int:
-    """Draw a schedule, run it, shrink it if it fails, report."""
+    """Draw a schedule, run it, shrink it if it fails, and report."""
     options = arguments()
     for name in ("aiokafka", "kafka", "stamina"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # brokers go away: that is what is asked for
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # broker outages are intended
     setup = Setup(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Setup) if hasattr(options, f.name)})
     wanted = {"kills": options.kills, "rebalances": options.rebalances, "broker_stops": options.broker_stops, "swaps": options.swaps}
     faults = draw(setup.seed, wanted, setup.workers, setup.brokers, options.only)
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def shortest(faults: Sequence[Fault], setup: Setup, minutes: float) -> None:
-    """Print the shortest schedule that still fails, as far as there is time to look for it."""
+    """Print the shortest failing schedule found within `minutes`."""
     deadline = time.monotonic() + minutes * 60
 
     def fails(some: Sequence[Fault]) -> bool:
@@ -52,7 +52,7 @@ def shortest(faults: Sequence[Fault], setup: Setup, minutes: float) -> None:
 
 
 def report(result: Result) -> None:
-    """What workers ended with, and every figure."""
+    """Print the workers' last words and every figure."""
     for words, times in sorted(result.ended.items()):
         say(f"{times} times a worker ended by itself: {words}")
     say(f"{len(result.outcomes) - len(result.missed())} of {len(result.outcomes)} faults happened; {result.figures}")
@@ -63,7 +63,7 @@ def say(line: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     p = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     p.add_argument("--kills", type=int, default=20, help="kill -9 of workers, at least")
     p.add_argument("--rebalances", type=int, default=0, help="at least")

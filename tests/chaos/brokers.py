@@ -1,4 +1,4 @@
-"""One to three Apache Kafka brokers, each reached by each worker through a proxy of its own, by everybody else directly."""
+"""One to three Apache Kafka brokers. Each worker connects to each broker through its own proxy; other clients connect directly."""
 
 import random
 import shutil
@@ -40,11 +40,11 @@ num.network.threads=1
 num.io.threads=4
 log.cleaner.enable=false
 """
-PORTS = range(20_000, 32_000)  # below those that the system gives to outgoing connections: a stopped broker's must stay free
+PORTS = range(20_000, 32_000)  # below the range of outgoing connections, so that a stopped broker's port stays free
 
 
 class Ports:
-    """Ports that nobody listens on, none of them twice."""
+    """Owns a random order of ports and hands out each free port once."""
 
     def __init__(self) -> None:
         self._left = random.sample(PORTS, len(PORTS))
@@ -61,12 +61,12 @@ class Ports:
 
 
 class Brokers:
-    """A cluster of brokers as a context manager; replication is three where there are three."""
+    """Owns a cluster of brokers; a context manager. The replication factor is 3 with three brokers, else 1."""
 
     def __init__(self, folder: Path, n: int, workers: int, heap_mb: int = 384) -> None:
         ports, self.network, self.stops = Ports(), Network(), 0
         self.lock = threading.Lock()
-        """Held while a broker is down, or leaders move."""
+        """Held while a broker is down or leaders move."""
         self.replication, self.in_sync = (3, 2) if n >= 3 else (1, 1)
         direct, controllers = [ports.take() for _ in range(n)], [ports.take() for _ in range(n)]
         names = [f"WORKER{w}" for w in range(workers)]
@@ -90,7 +90,7 @@ class Brokers:
         self.bootstrap = ",".join(f"127.0.0.1:{port}" for port in direct)
 
     def bootstrap_of(self, worker: int) -> str:
-        """The brokers' addresses as a worker sees them."""
+        """Return the brokers' addresses for a worker, which are those of its proxies."""
         return ",".join(f"127.0.0.1:{self.network.links[worker, k].port}" for k in range(len(self.nodes)))
 
     def __enter__(self) -> "Brokers":
@@ -114,7 +114,7 @@ class Brokers:
         self.network.close()
 
     def stop(self, k: int, how: str) -> None:
-        """Stop a broker: `term` lets it hand over its partitions first, `kill` does not."""
+        """Stop a broker. `term` lets the broker hand over its partitions first, `kill` does not."""
         process = self.nodes[k].process
         assert process is not None
         if how == "term":
@@ -129,7 +129,7 @@ class Brokers:
         self.stops += 1
 
     def start(self, k: int) -> None:
-        """Start a broker that was stopped, and wait until it answers and every replica has caught up."""
+        """Start a stopped broker, and wait until the broker answers and every replica has caught up."""
         self.nodes[k].launch()
         self.nodes[k].wait()
         self.settle()
@@ -154,12 +154,12 @@ class Brokers:
         return KafkaAdminClient(bootstrap_servers=self.bootstrap.split(","), request_timeout_ms=10_000)
 
     def leaders(self, client: KafkaAdminClient, topics: list[str]) -> dict[TopicPartition, tuple[int, list[int]]]:
-        """Leader and replicas of every partition."""
+        """Return partition -> (leader, replicas)."""
         found = client.describe_topics(topics)
         return {TopicPartition(t["name"], p["partition_index"]): (p["leader_id"], list(p["replica_nodes"])) for t in found for p in t["partitions"]}
 
     def move_leaders(self, topics: list[str], by: int) -> int:
-        """Make another replica the leader of every partition, `by` places further on; returns how many moved."""
+        """Make another replica the leader of every partition, `by` places further in its replica list. Returns the number of moved leaders."""
         client = self.admin()
         try:
             before = self.leaders(client, topics)

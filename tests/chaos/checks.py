@@ -1,4 +1,4 @@
-"""After the drain: everything that the cluster keeps against what its source topics say it should be."""
+"""Compares everything that the drained cluster stores with the result expected from its source topics."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from testkit.checking import is_event, profiles_wrong, read, tables_wrong
 
 MAY_BE_UNTOLD = 0.005  # of the published rows
 Place = tuple[str, int, int]
-"""Topic, partition, offset of a record."""
+"""(topic, partition, offset) of a record."""
 
 
 async def records(settings: Settings, topic: str) -> list[Any]:
@@ -29,7 +29,7 @@ async def records(settings: Settings, topic: str) -> list[Any]:
 
 
 def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict[bytes, bytes], set[Place]]:
-    """Windows, and which records must be dead letters, from the platforms' topics alone: each record mapped once, at its own time."""
+    """Compute the expected windows and dead letters from the platform topics only. Maps each record once, at the record's time."""
     made, dead = [], set[Place]()
     mapper = mappers(settings)
     for name, found in sources.items():
@@ -46,8 +46,8 @@ def expected(settings: Settings, sources: Mapping[str, list[Any]]) -> tuple[dict
 def check(
     settings: Settings, tables: Mapping[Path, set[int]], encoders: list[str], folder: Path, say: Callable[[str], None], served: str | None = None
 ) -> dict[str, int]:
-    """How many of everything are wrong. `tables`: data folders and which tablets of them were their worker's at the end; `served`: the version
-    that all users should have gone over to."""
+    """Return the numbers of errors by kind. `tables`: data folder -> tablets of the folder's worker at the end. `served`: the version that must have
+    made every profile at the end; None for no such check."""
     sources = {p.name: asyncio.run(records(settings, p.topic)) for p in settings.platforms}
     want, dead = expected(settings, sources)
     unified = read(settings, "events")

@@ -1,4 +1,4 @@
-"""Workers in slots, restarted when they end, as a supervisor does it; and what was seen of them."""
+"""Runs workers in slots, restarts them as a supervisor does, and records how they ended."""
 
 import contextlib
 import os
@@ -30,14 +30,14 @@ RESTART_S = 0.3
 SCRATCH_MB = 192
 READY_S = 400.0
 QUIET_S = 8.0
-"""So long without a new profile, and none comes."""
+"""Seconds without a new profile after which the cluster counts as quiet."""
 GENERATION = re.compile(r"generation (\d+): tablets")
 LOST = re.compile(r"a batch went missing between offsets|fetched from offset")
 
 
 @dataclass
 class Slot:
-    """A place for a worker: its data folder and its fault points stay, its processes come and go."""
+    """Owns a worker's data folder and fault points, which outlive the worker's processes."""
 
     number: int
     data_dir: Path
@@ -46,10 +46,10 @@ class Slot:
     wanted: bool = False
     worker: WorkerProcess | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    """Held by the fault that has to do with this worker."""
+    """Held by the fault that acts on this worker."""
     paused: bool = False
     tablets: set[int] = field(default_factory=set)
-    """What it had when it was last asked."""
+    """The worker's tablets at the last request."""
     died_at: float = 0.0
 
     @property
@@ -57,7 +57,7 @@ class Slot:
         return self.worker is not None and self.worker.process.poll() is None
 
     def arm(self, point: str, what: str, passes: int = 0) -> Path:
-        """Arm a fault point; returns the file that is there once it was hit."""
+        """Arm a fault point. Returns the file that exists once the point was hit."""
         hit = (self.faults / point).with_suffix(".hit")
         hit.unlink(missing_ok=True)
         (self.faults / f"{point}.new").write_text(f"{what} {passes}")
@@ -69,19 +69,19 @@ class Slot:
 
 
 class ChaosCluster(Cluster):
-    """A cluster whose workers sit in slots 0..workers-1 (and one that joins), watched by a thread that restarts them."""
+    """Owns the workers in slots 0..workers-1, one slot for a joining worker, and the thread that restarts workers."""
 
     def __init__(
         self, brokers: Brokers, prefix: str, folder: Path, workers: int, encoders: list[str], announced: Mapping[str, Release], **settings: Any
     ) -> None:
         kafka = {"bootstrap": brokers.bootstrap, "replication": brokers.replication}
-        for attempt in stamina.retry_context(on=BrokerError, attempts=5, timeout=None):  # making topics takes long on a busy machine
+        for attempt in stamina.retry_context(on=BrokerError, attempts=5, timeout=None):  # creating topics takes long on a busy machine
             with attempt:
                 super().__init__(brokers.bootstrap, prefix, folder, {"kafka": kafka, **settings})
         self.brokers, self.encoders, self.releases = brokers, encoders, announced
         self.slots = [self._slot(n) for n in range(workers + 1)]
         self.ended = Counter[str]()
-        """How workers ended by themselves: their last words."""
+        """Last words of workers that ended by themselves -> count."""
         self.starts = 0
         self._over = False
         self._watch = threading.Thread(target=self._supervise, daemon=True)
@@ -98,7 +98,7 @@ class ChaosCluster(Cluster):
     # Running
 
     def run(self, slots: int) -> None:
-        """Start the first workers, and the thread that keeps them."""
+        """Start the first workers and the supervisor thread."""
         for slot in self.slots[:slots]:
             slot.wanted = True
         self._watch.start()
@@ -135,25 +135,25 @@ class ChaosCluster(Cluster):
             worker = slot.worker
             try:
                 return worker if slot.alive and worker is not None and worker.is_ready() else None
-            except AssertionError:  # it ended just now
+            except AssertionError:  # the worker has just ended
                 return None
 
         found: WorkerProcess = wait_for(f"worker {slot.number} to be ready", is_ready, seconds)
         return found
 
     def serves(self, slot: Slot) -> str:
-        """The version that a slot's worker serves; empty where it does not answer."""
+        """Return the version that a slot's worker serves; empty if the worker does not answer."""
         with contextlib.suppress(httpx.HTTPError, AttributeError, KeyError):
             return str(HTTP.get(f"{slot.worker.url}/healthz", timeout=1).json()["encoders"]["serving"])  # type: ignore[union-attr]
         return ""
 
     def gone(self, slot: Slot, worker: WorkerProcess, seconds: float = READY_S) -> int:
-        """Wait until a process has ended; its exit status."""
+        """Wait until a process has ended. Returns its exit status."""
         wait_for(f"worker {slot.number} to end", lambda: worker.process.poll() is not None, seconds)
         return int(worker.process.returncode)
 
     def hit(self, slot: Slot, point: str, hit: Path, seconds: float) -> bool:
-        """Wait until a fault point was hit; disarms it if it was not."""
+        """Wait until a fault point was hit, and disarm the point if it was not hit in time. Returns whether it was hit."""
         with contextlib.suppress(AssertionError):
             return bool(wait_for(f"{point} to be hit", hit.exists, seconds))
         slot.disarm(point)
@@ -161,7 +161,7 @@ class ChaosCluster(Cluster):
 
     @contextlib.contextmanager
     def down(self, slot: Slot) -> Iterator[None]:
-        """While a slot's worker is not to be restarted."""
+        """Suspend the restarts of a slot's worker while the context lasts."""
         slot.wanted = False
         try:
             yield
@@ -169,7 +169,7 @@ class ChaosCluster(Cluster):
             slot.wanted = slot.number < len(self.slots) - 1
 
     def settle(self) -> None:
-        """After everything is committed: wait until users of late items are encoded again, which no offset tells."""
+        """Wait until users of late items are recomputed, which offsets do not show. Call it after everything is committed."""
         items = len(verify.latest(self.log("item-vectors")))
 
         def know() -> bool:
@@ -184,7 +184,7 @@ class ChaosCluster(Cluster):
             before, now = now, self.published()
 
     def published(self) -> int:
-        """How many profiles were published so far."""
+        """Return the number of profiles published so far."""
         consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, enable_auto_commit=False)
         tps = [TopicPartition(self.settings.topic("profiles"), p) for p in range(self.partitions)]
         try:
@@ -193,7 +193,7 @@ class ChaosCluster(Cluster):
             consumer.close()
 
     def finish(self) -> dict[Path, set[int]]:
-        """After everything is settled: end the workers; data folder -> tablets that were its worker's."""
+        """Stop the workers of a settled cluster. Returns data folder -> tablets that its worker owned."""
         self._over = True
         self._watch.join()
         self._look.join()
@@ -218,29 +218,29 @@ class ChaosCluster(Cluster):
         for slot in self.slots:
             subprocess.run(["umount", "-l", str(slot.data_dir)], stderr=subprocess.DEVNULL, check=False)
 
-    # What the logs say
+    # Results in the logs
 
     def logs(self) -> Iterator[str]:
         for path in self.folder.glob("*.log"):
             yield path.read_text(errors="replace")
 
     def generations(self) -> int:
-        """How many generations of the group workers had tablets in."""
+        """Return the number of group generations in which workers had tablets."""
         return len({g for text in self.logs() for g in GENERATION.findall(text)})
 
     def recovered(self) -> int:
-        """How many batches were noticed as lost and read again."""
+        """Return the number of lost batches that workers detected and read again."""
         return sum(len(LOST.findall(text)) for text in self.logs())
 
 
 def mounted(folder: Path) -> bool:
-    """Make a folder a small disk of its own, if this machine lets us."""
+    """Mount a small file system on a folder. Returns whether this machine allows it."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={SCRATCH_MB}m", "tmpfs", str(folder)]
     return os.geteuid() == 0 and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def empty(folder: Path) -> int:
-    """Remove everything in a folder that may be a mount point; returns how much there was."""
+    """Remove the content of a folder that may be a mount point. Returns the number of removed entries."""
     found = list(folder.iterdir())
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -248,14 +248,14 @@ def empty(folder: Path) -> int:
 
 
 def last_words(worker: WorkerProcess) -> str:
-    """The line that a worker ended with, without what differs from one to the next."""
+    """Return a worker's last error line, else its last line, without numbers and paths, which differ between workers."""
     lines = [line for line in worker.says().splitlines() if line.strip()]
     mine = [line for line in lines if line.startswith("currents:")] or lines[-1:] or ["nothing"]
     return re.sub(r"\d+", "N", re.sub(r"/\S*/", "", mine[-1]))[:160]
 
 
 def until(condition: Callable[[], Any], seconds: float) -> bool:
-    """Whether a condition came true in time."""
+    """Wait until a condition holds. Returns False after `seconds`."""
     try:
         return bool(wait_for("it", condition, seconds))
     except AssertionError:

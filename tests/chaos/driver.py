@@ -1,4 +1,4 @@
-"""One run: a cluster, load, the faults of a schedule, the drain, the checks."""
+"""Runs a schedule: cluster, load, faults, drain, checks."""
 
 import shutil
 import tempfile
@@ -34,7 +34,7 @@ REPORTED = (
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run has, beside its faults."""
+    """Owns the parameters of a run, except its faults."""
 
     workers: int = 3
     brokers: int = 3
@@ -47,7 +47,7 @@ class Setup:
 
 @dataclass
 class Outcome:
-    """What became of a fault."""
+    """Owns the result of one fault. `shown` is the evidence that the fault happened; empty if it did not."""
 
     fault: Fault
     at_s: float
@@ -60,7 +60,7 @@ class Outcome:
 
 @dataclass
 class Result:
-    """What a run came to."""
+    """Owns the result of a run."""
 
     figures: dict[str, int]
     outcomes: list[Outcome] = field(default_factory=list)
@@ -72,19 +72,19 @@ class Result:
         return [o for o in self.outcomes if not o.shown]
 
     def wrong(self) -> bool:
-        """Whether a check failed, or the cluster never came to rest."""
+        """Whether a check failed or the cluster did not settle."""
         return bool(self.failure) or any(self.figures.get(name) for name in WRONG)
 
 
 def run(faults: Sequence[Fault], setup: Setup, say: Callable[[str], None] = print, keep: Path | None = None) -> Result:
-    """Run a schedule. Logs and data stay in `keep` if it is given."""
+    """Run a schedule. Keeps logs and data in `keep` if given, and those of a failed run in any case."""
     folder = keep or Path(tempfile.mkdtemp(prefix="currents-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     encoders = ["baseline", *([bundle(folder / "bundle")] if any(f.kind == "encoder" for f in faults) else [])]
     releases = bundles(folder / "releases") if any(f.kind == "swap" for f in faults) else {}
     follows = {"follow": "on" if releases else "auto", "retry_s": 1}
     result = Result({})
-    worker = {"partitions": setup.partitions, "write_buffer_mb": 1}  # small, so that files are written all the time
+    worker = {"partitions": setup.partitions, "write_buffer_mb": 1}  # small, so that RocksDB writes files all the time
     try:
         with Brokers(folder, setup.brokers, setup.workers + 1) as brokers:
             cluster = ChaosCluster(brokers, f"chaos{setup.seed}", folder, setup.workers, encoders, releases, worker=worker, releases=follows)
@@ -156,7 +156,7 @@ def _run(cluster: ChaosCluster, faults: Sequence[Fault], setup: Setup, say: Call
 
 
 def bundles(folder: Path) -> dict[str, Release]:
-    """Releases by way of a swap: two of one space, one of another, and the baseline."""
+    """Return the release of each way of `swap`: two releases of one space, one of another space, and the baseline."""
     v1 = variant(folder / "v1", "v1", 1, space_id="space-a")
     v2 = variant(folder / "v2", "v2", 2, 0.1, folder / "v1", space_id="space-a")
     v3 = variant(folder / "v3", "v3", 3, space_id="space-b")
@@ -165,7 +165,7 @@ def bundles(folder: Path) -> dict[str, Release]:
 
 
 def bundle(folder: Path) -> str:
-    """An untrained encoder of the smallest preset, exported."""
+    """Export an untrained encoder of the smallest preset. Returns its bundle."""
     import torch
 
     from encoder.config import preset

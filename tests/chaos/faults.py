@@ -1,4 +1,4 @@
-"""Every kind of fault: done, undone, and how one sees that it really happened."""
+"""Every kind of fault: how to inject it, how to undo it, and the evidence that it happened."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ BALLAST = "ballast"
 
 
 class Chaos:
-    """Faults on a cluster under load. A fault's method returns what shows that it happened, or nothing if it did not."""
+    """Owns the injection of faults into a cluster under load. A fault's method returns the evidence that the fault happened; empty if it did not."""
 
     def __init__(self, cluster: ChaosCluster, traffic: Traffic) -> None:
         self.c, self.traffic = cluster, traffic
@@ -32,13 +32,13 @@ class Chaos:
         self.terms = 0
         self.swaps = 0
         self.serving: Release | None = None
-        """What the topic of releases serves; None while it says nothing."""
+        """The version on channel `serving` of the topic of releases; None while the channel is empty."""
         self._swapping = threading.Lock()
 
     def __call__(self, fault: Fault) -> str:
         method: Callable[[Fault, Slot], str] = getattr(self, fault.kind.replace("-", "_"))
         slot = self.c.slots[min(fault.slot, len(self.c.slots) - 1)]
-        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone", "swap"):  # they are about no one worker
+        if fault.kind in ("broker", "leader", "poison", "storm", "all-gone", "swap"):  # these act on no single worker
             return method(fault, slot)
         with slot.lock:
             return method(fault, slot)
@@ -63,22 +63,22 @@ class Chaos:
         self.terms += 1
         return f"ended with {status}"
 
-    def _early(self, fault: Fault, slot: Slot) -> None:
-        """Wait until the worker does something: `starting` means that it has not come far."""
+    def _wait_for_state(self, fault: Fault, slot: Slot) -> None:
+        """Wait for the worker's state that the fault's way demands: `starting` means an early state."""
         if fault.way == "starting":
             until(lambda: slot.alive, HIT_S)
             time.sleep(fault.luck % 4000 / 1000)
         else:
             self.c.ready(slot)
 
-    # A worker's end
+    # Faults that end a worker
 
     def kill(self, fault: Fault, slot: Slot) -> str:
-        self._early(fault, slot)
+        self._wait_for_state(fault, slot)
         return self._kill(slot) or (until(lambda: slot.alive, HIT_S) and self._kill(slot)) or ""
 
     def term(self, fault: Fault, slot: Slot) -> str:
-        self._early(fault, slot)
+        self._wait_for_state(fault, slot)
         return self._term(slot) or (until(lambda: slot.alive, HIT_S) and self._term(slot)) or ""
 
     def kill_at(self, fault: Fault, slot: Slot) -> str:
@@ -126,11 +126,11 @@ class Chaos:
         return f"ended with {status} while partitions moved"
 
     def _rebalance(self, hit: Path) -> None:
-        """Make the group rebalance until a fault point was hit: the worker that joins comes and goes."""
+        """Make the group rebalance until a fault point was hit: start and stop the joining worker."""
         joiner = self.c.slots[-1]
         deadline = time.monotonic() + HIT_S
         while not hit.exists() and time.monotonic() < deadline:
-            if not joiner.lock.acquire(timeout=1):  # it is on its way already
+            if not joiner.lock.acquire(timeout=1):  # another fault uses the joiner
                 continue
             try:
                 if joiner.alive:
@@ -158,13 +158,13 @@ class Chaos:
                 s.lock.release()
         return f"{sum(done)} workers gone for {fault.seconds} s" if done and not any(s.alive for s in slots) else ""
 
-    # A worker that stands still, joins, changes
+    # Faults that pause, join or reconfigure a worker
 
     def stop(self, fault: Fault, slot: Slot) -> str:
         worker = self.c.ready(slot)
         slot.paused = True
         worker.pause()
-        return self._still(fault, slot)
+        return self._pause(fault, slot)
 
     def stop_at(self, fault: Fault, slot: Slot) -> str:
         self.c.ready(slot)
@@ -174,9 +174,9 @@ class Chaos:
         if not self.c.hit(slot, fault.way, hit, HIT_S):
             return ""
         slot.paused = True
-        return self._still(fault, slot)
+        return self._pause(fault, slot)
 
-    def _still(self, fault: Fault, slot: Slot) -> str:
+    def _pause(self, fault: Fault, slot: Slot) -> str:
         worker = slot.worker
         assert worker is not None
         stopped = until(lambda: state(worker.process.pid) == "T", 5)
@@ -212,7 +212,7 @@ class Chaos:
 
     def swap(self, fault: Fault, slot: Slot) -> str:
         with self._swapping:
-            if fault.luck % 3 == 0:  # one that is taken back before anybody can have it
+            if fault.luck % 3 == 0:  # a release that is withdrawn before a worker can load it
                 self._announce(self.c.releases["v1" if fault.way == "v3" else "v3"])
             self._announce(self.c.releases[fault.way])
             began, version = time.monotonic(), self.c.releases[fault.way].version
@@ -223,12 +223,12 @@ class Chaos:
 
     def _announce(self, release: Release) -> None:
         s = self.c.settings
-        for attempt in stamina.retry_context(on=BrokerError, attempts=20, wait_max=5, timeout=HIT_S):  # the broker may be away
+        for attempt in stamina.retry_context(on=BrokerError, attempts=20, wait_max=5, timeout=HIT_S):  # the broker may be down
             with attempt:
                 asyncio.run(announce(s.kafka, s.topic("releases"), "serving", release))
         self.serving = release
 
-    # Its disk
+    # Faults of a worker's disk
 
     def emptied(self, fault: Fault, slot: Slot) -> str:
         self.c.ready(slot)
@@ -239,7 +239,9 @@ class Chaos:
     def corrupt(self, fault: Fault, slot: Slot) -> str:
         self.c.ready(slot)
         with self.c.down(slot):
-            return damage(slot.data_dir, fault.way, fault.luck) if self._term(slot) else ""  # not killed: on its way out it writes files
+            return (
+                damage(slot.data_dir, fault.way, fault.luck) if self._term(slot) else ""
+            )  # SIGTERM instead of a kill, because a stopping worker writes files
 
     def full_disk(self, fault: Fault, slot: Slot) -> str:
         worker = self.c.ready(slot)
@@ -252,7 +254,7 @@ class Chaos:
         (slot.data_dir / BALLAST).unlink(missing_ok=True)
         return f"ended with {worker.process.returncode}: {worker.says().strip().splitlines()[-1][-90:]}" if ended else ""
 
-    # Brokers and the way to them
+    # Faults of brokers and of the network
 
     def broker(self, fault: Fault, slot: Slot) -> str:
         brokers = self.c.brokers
@@ -285,11 +287,11 @@ class Chaos:
 
         network.cut(links, fault.way)
         time.sleep(fault.seconds)
-        until(held, HIT_S)  # the worker may only just be starting
+        until(held, HIT_S)  # the worker may still be starting
         network.cut(links, "open")
         return f"{held()} connections met it in {time.monotonic() - began:.1f} s" if held() else ""
 
-    # Clock, events
+    # Faults of the clock and of events
 
     def clock(self, fault: Fault, slot: Slot) -> str:
         worker = self.c.ready(slot)
@@ -307,12 +309,12 @@ class Chaos:
 
 
 def state(pid: int) -> str:
-    """A process's state in Linux: R, S, T (stopped)…"""
+    """Return a process's state in Linux: R, S, T (stopped)…"""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def fill(file: Path) -> None:
-    """Write until the disk is full."""
+    """Write to a file until the disk is full."""
     with file.open("wb", buffering=0) as ballast:
         for size in (1 << 20, 1 << 12, 1):
             try:
@@ -323,7 +325,7 @@ def fill(file: Path) -> None:
 
 
 def damage(data_dir: Path, what: str, luck: int) -> str:
-    """Spoil a file of a RocksDB; returns which."""
+    """Damage a file of a RocksDB database. Returns a description."""
     r = random.Random(luck)
     folder, name = ("items", "*.sst") if what == "items" else ("tablet-*", "MANIFEST-*" if what == "manifest" else "*.sst")
     files = sorted(p for p in data_dir.glob(f"{folder}/{name}") if p.stat().st_size > 64)
@@ -341,7 +343,7 @@ def damage(data_dir: Path, what: str, luck: int) -> str:
 
 
 def spoil(file: Path, r: random.Random) -> None:
-    """Other bytes in every 4 KiB of a file."""
+    """Overwrite some bytes in every 4 KiB of a file."""
     size = file.stat().st_size
     with file.open("r+b") as spoiled:
         for block in range(0, size - 8, 4096):

@@ -1,4 +1,4 @@
-"""What goes in: events of many users for as long as it lasts, late, repeated and broken ones; items that come late; poison; storms."""
+"""The input of a run: a continuous stream of events with late, repeated and broken ones; late items; poison; storms."""
 
 import asyncio
 import random
@@ -30,11 +30,11 @@ POISON: list[tuple[bytes | None, bytes | None]] = [
     (b"k" * 3000, b'{"account": "' + b"x" * 100_000 + b'", "item": "i1"'),
 ]
 STRANGE: list[tuple[bytes | None, bytes | None]] = [(b"u1", b"\x93\x01"), (None, b"{}"), (b"u2", None), (b"\xff", b"\x80"), (b"u3", b"\xc1" * 400)]
-"""For the unified topic itself, where a stranger may write."""
+"""Bad records for the unified topic itself, as from a foreign producer."""
 
 
 class Traffic(threading.Thread):
-    """Plain events at a rate until it is told to stop: 3 % late, 2 % exact duplicates, 1 % broken, seeded. And an item every now and then."""
+    """Owns a thread that sends plain events at a rate until `stop`: 3 % late, 2 % exact duplicates, 1 % broken, seeded. Also sends late items."""
 
     def __init__(self, cluster: "ChaosCluster", rate: float, users: int, seed: int) -> None:
         super().__init__(daemon=True)
@@ -46,7 +46,7 @@ class Traffic(threading.Thread):
         self._error: BaseException | None = None
 
     def stop(self) -> None:
-        """Send no more; returns when everything is acknowledged. Raises what made it end before."""
+        """Stop sending, and return when everything is acknowledged. Raises the error that ended the thread early."""
         self._over.set()
         self.join()
         if self._error is not None:
@@ -87,7 +87,7 @@ class Traffic(threading.Thread):
                 self.sent += 1
                 if self.sent % 25 == 0:
                     ahead = self.sent / self._rate - (time.monotonic() - began)
-                    began -= min(ahead + 1, 0)  # what was missed while brokers were away is not made up for
+                    began -= min(ahead + 1, 0)  # do not make up for events missed during broker outages
                     await asyncio.sleep(max(0.0, ahead))
             for n in range(item, ITEMS):
                 await producer.send(f"{self._c.prefix}.in.items", item_of(n))
@@ -96,18 +96,18 @@ class Traffic(threading.Thread):
             await producer.stop()
 
     def storm(self, user: str, n: int, seed: int) -> int:
-        """Many events of one user at once."""
+        """Send `n` events of one user at once."""
         r, now = random.Random(seed), time.time_ns() // 1_000_000
         rows = (plain(r, f"storm-{seed}-{k}", now - n + k, 1).replace(b'"u0"', orjson.dumps(user)) for k in range(n))
         return self._c.send(self._topic, rows)
 
     def poison(self, r: random.Random) -> int:
-        """Records that cannot be used, on the platform's topic and on the unified one."""
+        """Send unusable records to the platform topic and to the unified topic."""
         strange = r.choices(STRANGE, k=4)
         self.poisoned += len(strange)
         return self._c.send(self._topic, r.choices(POISON, k=12)) + self._c.send(self._c.settings.topic("events"), strange)
 
 
 def item_of(n: int) -> bytes:
-    """Item i<n> of the plain platform."""
+    """Return the JSON of item i<n> of the plain platform."""
     return orjson.dumps({"id": f"i{n}", "title": f"Thing number {n} for area {n % 23}", "categories": [f"Area {n % 23}", f"Kind {n % 5}"]})

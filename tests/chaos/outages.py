@@ -1,6 +1,6 @@
-"""How long readers of the profile changelog see nothing new when a worker joins, leaves or dies: `python -m tests.chaos.outages`.
+"""Measures how long the profile changelog gets no rows when a worker joins, leaves or dies: `python -m tests.chaos.outages`.
 
-Under an even load every tablet's partition gets rows all the time; the longest silence around an event is how long it was out.
+Under an even load every tablet's partition gets rows all the time. A tablet's outage is its partition's longest silence around the event.
 """
 
 import argparse
@@ -19,22 +19,22 @@ from testkit.cluster import Cluster, Load
 from testkit.processes import WorkerProcess, wait_for
 
 AFTER_MS = 20_000
-"""Silences that begin later after an event are not its doing."""
+"""Silences that begin later than this after an event are not attributed to the event."""
 AGAIN_S = 0.5
 Event = tuple[str, int, set[int]]
-"""What happened, when (ms since the epoch), and which tablets were the worker's that it happened to."""
+"""(kind of event, time in ms since the epoch, tablets of the worker that the event concerns)"""
 
 
 def silence(times: Sequence[int], begin: int, end: int, stop: float = math.inf) -> float:
-    """The longest time between two rows, ms, of those that ends after `begin` and begins before `end`; all of it where there are none.
+    """Return the longest time between two rows, ms, among the silences that end after `begin` and begin before `end`; without rows, all the time.
 
-    `times` in order, ms. What is after `stop` counts for nothing.
+    `times`: sorted times of rows, ms. Time after `stop` does not count.
     """
     return max((min(b, stop) - a for a, b in pairwise(times) if b > begin and a < min(end, stop)), default=min(end, stop) - begin)
 
 
 def outages(rows: Mapping[int, Sequence[int]], events: Sequence[Event]) -> dict[str, list[tuple[float, float]]]:
-    """Kind of event -> for each of them the seconds without rows until the next: the worst of the worker's own tablets, and of all others."""
+    """Return kind of event -> per event (longest silence of the worker's own tablets, of all other tablets), in seconds, before the next event."""
     found: dict[str, list[tuple[float, float]]] = {}
     for (what, at, own), stop in zip(events, [*(at for _, at, _ in events[1:]), math.inf], strict=True):
         quiet = {p: silence(times, at, at + AFTER_MS, stop) / 1000 for p, times in rows.items()}
@@ -44,9 +44,9 @@ def outages(rows: Mapping[int, Sequence[int]], events: Sequence[Event]) -> dict[
 
 
 def measure(c: Cluster, rounds: int, rate: float, static: bool = False) -> dict[str, list[tuple[float, float]]]:
-    """Rounds in which a second worker joins, and leaves, is restarted, is killed, or is killed and back at once; another stays.
+    """Run rounds in which one worker stays, while a second worker joins, leaves, restarts, is killed, or is killed and restarted at once.
 
-    `static`: workers have names in the group (`worker.instance`), and keep their addresses.
+    `static`: workers are static members of the group (`worker.instance`) and keep their addresses.
     """
     events: list[Event] = []
     ports = {name: str(free_port()) for name in "ab"}
@@ -105,7 +105,7 @@ def measure(c: Cluster, rounds: int, rate: float, static: bool = False) -> dict[
 
 
 def main() -> None:
-    """Print medians and worst figures, a line a kind."""
+    """Print the median and the worst figure of each kind of event."""
     p = argparse.ArgumentParser(prog="python -m tests.chaos.outages", description=__doc__)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--rate", type=float, default=800, help="events/s")

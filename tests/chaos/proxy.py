@@ -1,29 +1,29 @@
-"""The network between workers and brokers: a TCP proxy for each pair, which can be cut and healed."""
+"""The network between workers and brokers: a TCP proxy for each pair, which tests can cut and heal."""
 
 import asyncio
 import contextlib
 import threading
 from dataclasses import dataclass, field
 
-CHUNK = 1 << 20  # a whole fetch: on busy cores every turn of the loop is a wait
+CHUNK = 1 << 20  # a whole fetch, because every iteration of the event loop waits on busy cores
 
 
 @dataclass
 class Link:
-    """One worker's way to one broker."""
+    """Owns the state of the connection from one worker to one broker."""
 
     target: int
     port: int = 0
     state: str = "open"
-    """`open`; `hold`: nothing passes, what is under way arrives after healing; `refuse`: connections are reset."""
+    """`open`; `hold`: no data pass, and data in flight arrive after healing; `refuse`: connections are reset."""
     held: int = 0
-    """Connections or chunks that met the cut."""
+    """Number of connections or chunks that the cut affected."""
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Network:
-    """Proxies on loopback, served by a thread of their own. `links[worker, broker]`."""
+    """Owns the proxies on loopback and the thread that serves them. `links[worker, broker]` is a pair's link."""
 
     def __init__(self) -> None:
         self.links: dict[tuple[int, int], Link] = {}
@@ -33,13 +33,13 @@ class Network:
         self._thread.start()
 
     def add(self, worker: int, broker: int, port: int, target: int) -> None:
-        """A proxy that listens on `port` and leads to `target`."""
+        """Add a proxy from `port` to `target`."""
         link = self.links[worker, broker] = Link(target, port)
         link.opened.set()
         asyncio.run_coroutine_threadsafe(self._listen(link), self._loop).result(10)
 
     def cut(self, links: list[tuple[int, int]], how: str) -> None:
-        """Cut links, `hold` or `refuse`; `open` heals them."""
+        """Set the state of links: `hold` and `refuse` cut them, `open` heals them."""
 
         def do() -> None:
             for name in links:
@@ -54,7 +54,7 @@ class Network:
         self._loop.call_soon_threadsafe(do)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close all connections and stop the thread."""
 
         async def end() -> None:
             for server in self._servers:

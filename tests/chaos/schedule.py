@@ -1,4 +1,4 @@
-"""Which faults, when, and to whom: drawn from a seed, as data. Pure; and what makes a failing schedule shorter."""
+"""Draws schedules of faults from a seed, and shrinks failing schedules. Pure: a schedule is data."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """A kind of fault. A fault counts for at least as many kills and rebalances as it says, `per_worker` of them for each worker."""
+    """A kind of fault. A fault causes at least `kills` kills and `rebalances` rebalances; with `per_worker`, as many for each worker."""
 
     share: float
-    """How often it is drawn, against the others."""
+    """Relative frequency among all kinds."""
     seconds: tuple[float, float]
-    """Between which it lasts, before it is undone."""
+    """Bounds of the duration before the fault is undone."""
     ways: tuple[str, ...] = ("",)
     kills: int = 0
     rebalances: int = 0
     per_worker: bool = False
     brokers: int = 0
-    """How many brokers it needs; of those it hits one."""
+    """Number of brokers that the fault needs; it hits one of them."""
 
 
 EVERY_WAY = 20
-"""A schedule of fewer kills than that has as many faults as it takes to have them; others have every way of every kind."""
+"""A schedule with at least so many kills has every way of every kind. A smaller schedule only has the faults that it needs for its kills."""
 PAST_SESSION = (9.0, 13.0)  # seconds, with sessions of 6
 KINDS = {
     "kill": Kind(24, (0, 0), ("", "", "starting"), kills=1, rebalances=1),
@@ -52,37 +52,37 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a schedule."""
+    """Owns the description of one fault in a schedule."""
 
     kind: str
     after_s: float
-    """Seconds from the begin of the fault before it."""
+    """Seconds since the start of the previous fault."""
     seconds: float
     slot: int
-    """Which worker, or which broker."""
+    """Index of the worker or broker."""
     way: str = ""
     luck: int = 0
-    """A number for whatever else is drawn."""
+    """Random number for the fault's other choices."""
 
     def __str__(self) -> str:
         return f"{self.kind}{'/' * bool(self.way)}{self.way} of {self.slot}"
 
 
 def kills(faults: Sequence[Fault], workers: int) -> int:
-    """How many kill -9 a schedule has at least."""
+    """Return the least number of `kill -9` in a schedule."""
     return sum(workers if f.kind == "all-gone" and f.way == "kill" else KINDS[f.kind].kills for f in faults)
 
 
 def rebalances(faults: Sequence[Fault]) -> int:
-    """How many rebalances a schedule leads to, at least where its faults do not meet."""
+    """Return the least number of rebalances that a schedule causes if its faults do not overlap."""
     return sum(KINDS[f.kind].rebalances for f in faults)
 
 
 def draw(seed: int, wanted: dict[str, int], workers: int, brokers: int, only: Sequence[str] = ()) -> tuple[Fault, ...]:
-    """A schedule that has every way of every kind (of `only` these) once, if it is not a small one, and then more until there are as
-    many kills, rebalances and broker stops as wanted; and as many swaps. Workers are slots 0.., the next slot is the one that joins."""
+    """Draw a schedule with the wanted numbers of kills, rebalances, broker stops and swaps. Unless it is small (EVERY_WAY), it has every way of every
+    kind at least once; `only` restricts the kinds. Workers are slots 0.., the next slot is the joining worker."""
     r, swaps = random.Random(seed), wanted.get("swaps", 0)
-    apart = {"swap", "encoder"} if swaps else {"swap"}  # where workers follow the topic of releases, their settings' encoder says nothing
+    apart = {"swap", "encoder"} if swaps else {"swap"}  # workers that follow the topic of releases ignore the encoder of their settings
     kinds = {k: v for k, v in KINDS.items() if k not in apart and v.brokers <= brokers and (not only or k in only)}
     small = not only and wanted.get("kills", 0) < EVERY_WAY
     faults = [] if small else [_draw(r, kind, way, workers, brokers) for kind, spec in kinds.items() for way in dict.fromkeys(spec.ways)]
@@ -104,7 +104,7 @@ def draw(seed: int, wanted: dict[str, int], workers: int, brokers: int, only: Se
 
 
 def _releases(r: random.Random, n: int) -> list[str]:
-    """Which release each of n swaps brings, all of them in turn, none the one before; workers begin with the baseline."""
+    """Return the releases of n swaps: all releases in turn, never the previous one. Workers start with the baseline."""
     found = ["baseline"]
     while len(found) <= n:
         some = r.sample(KINDS["swap"].ways, len(KINDS["swap"].ways))
@@ -115,12 +115,12 @@ def _releases(r: random.Random, n: int) -> list[str]:
 def _draw(r: random.Random, kind: str, way: str, workers: int, brokers: int) -> Fault:
     spec = KINDS[kind]
     slot = workers if kind == "join" else r.randrange(brokers if kind in ("broker", "leader") else workers)
-    after = r.uniform(0, 1) if r.random() < 0.2 else r.uniform(2, 6)  # some at once
+    after = r.uniform(0, 1) if r.random() < 0.2 else r.uniform(2, 6)  # some faults follow at once
     return Fault(kind, round(after, 2), round(r.uniform(*spec.seconds), 2), slot, way, r.randrange(1 << 30))
 
 
 def shrink(faults: Sequence[Fault], fails: Callable[[Sequence[Fault]], bool]) -> tuple[Fault, ...]:
-    """The shortest schedule found that still fails, none of whose faults can be left out (delta debugging, ddmin).
+    """Return a failing schedule from which no fault can be left out (delta debugging, ddmin).
 
     Source: Zeller and Hildebrandt, Simplifying and Isolating Failure-Inducing Input, IEEE TSE 28(2), 2002.
     """

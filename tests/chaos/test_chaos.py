@@ -26,7 +26,7 @@ counts = st.fixed_dictionaries(
 @settings(max_examples=40, deadline=None)
 @given(st.integers(), counts, st.integers(1, 3), st.integers(1, 3))
 def test_schedule(seed: int, wanted: dict[str, int], workers: int, brokers: int) -> None:
-    """A seed always gives the same schedule: as many of each as was asked for, all ways of all kinds but in a small one."""
+    """A seed always gives the same schedule, with the wanted numbers; unless the schedule is small, with all ways of all kinds."""
     faults = draw(seed, wanted, workers, brokers)
     assert faults == draw(seed, wanted, workers, brokers)
     drawn = {k: v for k, v in KINDS.items() if v.brokers <= brokers and k != "swap" and not (k == "encoder" and wanted["swaps"])}
@@ -43,7 +43,7 @@ def test_schedule(seed: int, wanted: dict[str, int], workers: int, brokers: int)
 
 
 def test_kinds_without_kills() -> None:
-    """Kills that no kind of those wanted has are not waited for."""
+    """`draw` ends if none of the wanted kinds has kills."""
     faults = draw(1, {"kills": 20}, 2, 1, ("stop-at", "cut"))
     assert {(f.kind, f.way) for f in faults} == {(kind, way) for kind in ("stop-at", "cut") for way in KINDS[kind].ways}
 
@@ -51,7 +51,7 @@ def test_kinds_without_kills() -> None:
 @settings(deadline=None)
 @given(st.sets(st.integers(0, 40), min_size=1, max_size=6), st.integers(41, 60))
 def test_shrink(culprits: set[int], n: int) -> None:
-    """Of many faults exactly those are left that it takes."""
+    """Shrinking leaves exactly the faults that the failure needs."""
     faults = [Fault("kill", 0, 0, 0, luck=k) for k in range(n)]
 
     def fails(some: Sequence[Fault]) -> bool:
@@ -61,7 +61,7 @@ def test_shrink(culprits: set[int], n: int) -> None:
 
 
 def test_outages() -> None:
-    """Of each event the longest silence on the worker's own tablets and on all others, in seconds, up to the next event."""
+    """An event's outage is the longest silence of the worker's own tablets, and of all other tablets, in seconds, before the next event."""
     rows = {0: [0, 9_000, 10_000, 18_000, 18_100, 90_000], 1: [0, *range(9_500, 60_000, 500)]}
     assert outages(rows, [("dies", 10_500, {0}), ("joins", 11_000, set())]) == {"dies": [(1.0, 0.5)], "joins": [(0.0, 71.9)]}
     rows[0] += [*range(18_200, 60_000, 100)]
@@ -71,7 +71,7 @@ def test_outages() -> None:
 
 @pytest.mark.slow
 def test_bundle(tmp_path: Path) -> None:
-    """The bundle that workers change to is one that a worker can open."""
+    """A worker can open the bundle that workers swap to."""
     tower = load_tower("static")
     assert (
         load_encoder(bundle(tmp_path / "bundle"), tower.space_id, tower.dims).version != load_encoder("baseline", tower.space_id, tower.dims).version
@@ -103,7 +103,7 @@ def echo() -> Iterator[int]:
 
 
 def test_hold(network: Network, echo: int) -> None:
-    """Nothing passes a cut that holds; what was under way arrives after healing."""
+    """No data pass a link in state `hold`; data in flight arrive after healing."""
     port = Ports().take()
     network.add(0, 0, port, echo)
     client = socket.create_connection(("127.0.0.1", port), 5)
@@ -123,7 +123,7 @@ def test_hold(network: Network, echo: int) -> None:
 
 
 def test_refuse(network: Network, echo: int) -> None:
-    """A cut that refuses ends connections and takes no others, until it is healed."""
+    """A link in state `refuse` closes connections and accepts none until it is healed."""
     port = Ports().take()
     network.add(0, 0, port, echo)
     client = socket.create_connection(("127.0.0.1", port), 5)
