@@ -1,4 +1,4 @@
-"""One broker a process for each tier that has one: the embedded one for `broker`, Apache Kafka for `kafka`."""
+"""One broker a process for each tier that has one: the embedded one for `broker`, Apache Kafka for `kafka`; and the smallest of presets."""
 
 import itertools
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from encoder.config import PRESETS
 from streams.demo.embedded_broker import embedded
 from testkit.apache import ApacheKafka
 from testkit.cluster import Cluster
@@ -31,6 +32,14 @@ def bootstrap(request: pytest.FixtureRequest) -> str:
     """The address of the broker of the module's tier."""
     address: str = request.getfixturevalue("apache_kafka" if request.node.get_closest_marker("kafka") else "embedded_broker")
     return address
+
+
+@pytest.fixture(scope="module")
+def one_layer() -> Iterator[None]:
+    """Preset xs has one layer, as an export takes as long as there are layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS["xs"], "layers", 1)
+        yield
 
 
 @pytest.fixture

@@ -26,12 +26,13 @@ from training.scorers import model_scores, newest
 from training.splits import leave_one_out
 from training.tagging import tags
 
+pytestmark = pytest.mark.usefixtures("one_layer")
 LOG = made_log()
 SPLIT = leave_one_out(LOG)
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Bundle]:
+def released(one_layer: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Bundle]:
     """A quickly trained encoder and its bundle."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("released")
