@@ -63,7 +63,7 @@ class Replica:
             self._items, self._ranker = self._with_items(folder, releases)
         self.socket = listen(s.host, s.port, "serve.port")
         self.url = "http://{}:{}".format(*self.socket.getsockname()[:2])
-        self._follower = Follower(settings.kafka, changelog["topic"], self.tablets, self._pool, self.metrics.rows.inc)
+        self._follower = Follower(settings.kafka, changelog["topic"], self.tablets, self._pool, self.metrics.rows.inc, self.metrics.rejected)
         self._tasks = Tasks()
         self.failed = self._tasks.failed
         self._add_gauges()
@@ -172,7 +172,7 @@ class Replica:
         followed = [self._follower.follow()]
         if self._items is not None:
             topic, n = s.topic("item-vectors"), s.worker.partitions
-            followed.append(follow_items(s.kafka, topic, n, self._items, self._items_pool, self._items_ready, lambda _: None))
+            followed.append(follow_items(s.kafka, topic, n, self._items, self._items_pool, self._items_ready, lambda _: None, self.metrics.rejected))
         if self._swapper is not None and s.follows():
             followed.append(self._swapper.follow(s.kafka, s.topic("releases")))
         try:

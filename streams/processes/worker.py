@@ -165,7 +165,7 @@ class Worker:
         """Endpoint first, so that reads are answered with 503 from the start; then items, then the group."""
         self.spawn(serve(self._source(), self.socket))
         kafka, topic, n = self.settings.kafka, self.settings.topic("item-vectors"), self.settings.worker.partitions
-        self.spawn(follow_items(kafka, topic, n, self.store, self.encoding_pool, self.restorer.items_ready, self.late.arrived))
+        self.spawn(follow_items(kafka, topic, n, self.store, self.encoding_pool, self.restorer.items_ready, self.late.arrived, self.metrics.rejected))
         self.spawn(self.late.forever())
         for task in self.lifecycle.tasks():
             self.spawn(task)
