@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 log = logging.getLogger("currents.rejected")
 QUIET_S = 30.0
@@ -14,6 +14,19 @@ Count = Callable[[str, str], None]
 
 class Place(Protocol):
     """Where a record stands."""
+
+    @property
+    def topic(self) -> str: ...  # noqa: D102 - as Kafka's clients name them
+
+    @property
+    def partition(self) -> int: ...  # noqa: D102
+
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+
+
+class At(NamedTuple):
+    """A place of which the record itself is not at hand."""
 
     topic: str
     partition: int

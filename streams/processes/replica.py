@@ -27,7 +27,7 @@ from streams.core.process import claim, frozen, listen, one_thread, tuned
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks, signalled, until
 from streams.monitoring.metrics import ReplicaMetrics
-from streams.releases.bundle_fetch import load_release
+from streams.releases.bundle_fetch import limits_of, load_release
 from streams.releases.hot_swap import Swapper
 from streams.releases.release_log import Announced, read_history, serving, trial
 from streams.releases.routing import Lineup
@@ -72,8 +72,10 @@ class Replica:
         e, cache, retry_s = self.settings.encoding, folder / "bundles", self.settings.releases.retry_s
         tower = load_tower(e.tower)
 
+        limits = limits_of(self.settings, folder)
+
         def load(release: Release, beside: Encoder | None = None) -> Encoder:
-            return load_release(release, cache, tower.space_id, tower.dims, e.threads, "cpu", beside)
+            return load_release(release, cache, tower.space_id, tower.dims, e.threads, "cpu", beside, limits)
 
         encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, "cpu")
         store = load_items(folder / "items", tower.space_id, tower.dims)
