@@ -10,10 +10,12 @@
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +28,14 @@ READABLE = (2, FORMAT)  # 2 had the residuals in model.safetensors too
 DEMO = "demo"
 MANIFEST, ONNX, ITEMS, RESIDUALS = "manifest.json", "encoder.onnx", "items.onnx", "residuals.npz"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_NUMBER = 1 << 16
+"""Of dims, item_dims and max_len: what is more is a broken manifest, and would be allocated."""
+MAX_FILES = 64
+MAX_UNPACKED = 1000
+"""Times what a compressed array takes, at most, that it may hold: the bound of deflate."""
 
 
 class BundleError(ValueError):
@@ -91,6 +101,27 @@ def publish(folder: Path, manifest: Manifest, files: dict[str, bytes]) -> Bundle
     return Bundle(folder, complete)
 
 
+def parse_manifest(where: str | Path, data: bytes) -> dict[str, Any]:
+    """Bytes of manifest.json -> its object, whose `files` are plain names and their hashes. Raises BundleError."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"bundle {where}: {MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        row: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"bundle {where}: {MANIFEST}: want JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise BundleError(f"bundle {where}: {MANIFEST}: want an object, got {type(row).__name__}")
+    named = row.get("files")
+    plain = isinstance(named, dict) and all(_plain(name) and isinstance(digest, str) for name, digest in named.items())
+    if named is not None and (not plain or len(named) > MAX_FILES):
+        raise BundleError(f"bundle {where}: files: want plain names, at most {MAX_FILES}, and their sha256")
+    return row
+
+
+def _plain(name: str) -> bool:
+    return name not in ("", ".", "..", MANIFEST) and name.isprintable() and not set(name) & set("/\\:")
+
+
 def open_bundle(where: str | Path) -> Bundle:
     """Read and verify a bundle: a folder, or `demo` for the shipped one. Raises BundleError."""
     folder = Path(str(files("encoder") / "data" / DEMO)) if where == DEMO else Path(where)
@@ -98,28 +129,46 @@ def open_bundle(where: str | Path) -> Bundle:
     if not folder.is_dir():
         raise BundleError(f"bundle {folder}: no such folder")
     try:
-        row: Any = json.loads(path.read_text())
+        with path.open("rb") as file:
+            row = parse_manifest(folder, file.read(MAX_MANIFEST_BYTES + 1))
     except FileNotFoundError:
         raise BundleError(f"bundle {folder}: no {MANIFEST}; half copied, or not a bundle") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: want JSON: {error}") from None
-    if not isinstance(row, dict) or row.get("format") not in READABLE:
-        raise BundleError(f"{path}: want format {FORMAT}, got {row.get('format') if isinstance(row, dict) else type(row).__name__!r}")
+    except OSError as error:
+        raise BundleError(f"{path}: {error}") from None
+    if row.get("format") not in READABLE:
+        raise BundleError(f"{path}: want format {FORMAT}, got {row.get('format')!r:.60}")
     try:
         manifest = Manifest(**row)
-        numbers_ok = all(isinstance(n, int) and n > 0 for n in (manifest.dims, manifest.item_dims, manifest.max_len))
+        numbers_ok = all(isinstance(n, int) and 0 < n <= MAX_NUMBER for n in (manifest.dims, manifest.item_dims, manifest.max_len))
         if not numbers_ok or not isinstance(manifest.files, dict) or not {ONNX, ITEMS, RESIDUALS} <= manifest.files.keys():
-            raise TypeError(f"want whole dims, item_dims and max_len, and {ONNX}, {ITEMS} and {RESIDUALS} among files")
+            raise TypeError(f"want whole dims, item_dims and max_len up to {MAX_NUMBER}, and {ONNX}, {ITEMS} and {RESIDUALS} among files")
     except TypeError as error:
         raise BundleError(f"{path}: {error}") from None
     for name, wanted in manifest.files.items():
         try:
-            got = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            if not (folder / name).is_file():  # a device or a pipe has no end
+                raise BundleError(f"{folder / name}: No such file")
+            with (folder / name).open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise BundleError(f"{folder / name}: {error.strerror}") from None
         if got != wanted:
             raise BundleError(f"{folder / name}: want sha256 {wanted[:12]}…, got {got[:12]}…; the file was changed or cut")
     return Bundle(folder, manifest)
+
+
+def _check_arrays(path: Path) -> None:
+    """Make sure that residuals.npz has what its headers claim, before numpy allocates it. Raises BundleError, and what zipfile and numpy raise."""
+    with zipfile.ZipFile(path) as stored:
+        for name in ("keys.npy", "residuals.npy"):
+            info = stored.getinfo(name)
+            with stored.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            room = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else MAX_UNPACKED)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > room:
+                raise BundleError(f"{path}: {name} claims {shape} of {dtype}, {info.compress_size} bytes are there")
 
 
 def pack_residuals(keys: np.ndarray, residuals: np.ndarray) -> bytes:
@@ -133,9 +182,12 @@ def read_residuals(folder: Path, dims: int) -> tuple[np.ndarray, np.ndarray]:
     """A bundle's (m,) uint64 item keys and (m, dims) float32 residuals. Raises BundleError."""
     path = folder / RESIDUALS
     try:
+        _check_arrays(path)
         with np.load(path) as stored:
             keys, residuals = stored["keys"], stored["residuals"].astype(np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except BundleError:
+        raise
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path}: {error}") from None
     if residuals.shape != (len(keys), dims):
         raise BundleError(f"{path}: want ({len(keys)}, {dims}), got {residuals.shape}")

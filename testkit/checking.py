@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from encoder.runtime import load_encoder
 from encoder.towers import load_tower
 from schemas.events import decode_event
 from schemas.profiles import decode_profile, unpack_vector
+from schemas.rows import KeyValue, RowError, bad_items, bad_profiles, bad_windows
 from streams.audit import windows as verify
 from streams.core.settings import Settings
 from streams.profile.profiler import Profiler, style_of
@@ -26,6 +27,7 @@ from streams.transport.sender import partition_of
 
 RIGHT = {"windows_wrong": 0, "profiles_wrong": 0, "window_tables_wrong": 0, "profile_tables_wrong": 0, "not_committed": 0}
 FLOAT16 = 1e-3
+Check = Callable[[Sequence[KeyValue]], dict[int, RowError]]
 CLOCKS = ("updated_at", "received_at")  # fields that differ between two encodings of one window
 
 
@@ -34,12 +36,26 @@ def read(settings: Settings, name: str) -> list[Any]:
     return asyncio.run(read_topic(settings.kafka, settings.topic(name), settings.worker.partitions))
 
 
-def is_event(record: Any) -> bool:
-    """Whether a worker accepts a record of the unified topic."""
+def is_event(record: Any, names: Mapping[int, str] | None = None) -> bool:
+    """Whether a record of the unified topic is one that a worker takes. `names`: platforms by code."""
     try:
-        return bool(decode_event(record.value or b"").user_id.encode() == record.key)
+        event = decode_event(record.value or b"")
     except ValueError:
         return False
+    return event.user_id.encode() == record.key and (names is None or event.platform in names)
+
+
+def said(records: Iterable[Any], bad: Check, users: Collection[bytes]) -> dict[bytes, bytes]:
+    """What a compacted topic says: the last value of each key. Of `users` that has to be a good row, of others a bad one says nothing."""
+    found = list(verify.latest(records).items())
+    wrong = bad(found)
+    return {user: value for n, (user, value) in enumerate(found) if n not in wrong or user in users}
+
+
+def usable(records: Sequence[Any], bad: Check) -> list[Any]:
+    """The records that are good."""
+    wrong = bad([(r.key, r.value) for r in records])
+    return [r for n, r in enumerate(records) if n not in wrong]
 
 
 def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, left: Collection[Path] = ()) -> dict[str, int]:
@@ -48,8 +64,8 @@ def compare(settings: Settings, tables: Mapping[Path, set[int]], folder: Path, l
     `left`: data folders of workers whose tablets went to another worker, which may have republished users.
     """
     names = {p.code: p.name for p in settings.platforms}
-    expected, _ = verify.offline_windows(filter(is_event, read(settings, "events")), names, settings.encoding.policy)
-    windows, profiles = verify.latest(read(settings, "windows")), verify.latest(read(settings, "profiles"))
+    expected, _ = verify.offline_windows((r for r in read(settings, "events") if is_event(r, names)), names, settings.encoding.policy)
+    windows, profiles = said(read(settings, "windows"), bad_windows, expected), said(read(settings, "profiles"), bad_profiles, expected)
     return {
         "windows_wrong": verify.wrong(expected, windows),
         "profiles_wrong": profiles_wrong(settings, expected, profiles, folder, [settings.encoding.encoder]),
@@ -79,7 +95,7 @@ def profiles_wrong(settings: Settings, windows: Mapping[bytes, bytes], profiles:
     """Return the number of profiles that differ from those made anew of their windows, all items known, by the encoder they name, from `encoders`."""
     tower = load_tower(settings.encoding.tower)
     store = ItemStore(folder / f"items-{time.time_ns()}", tower.space_id, tower.dims)
-    store.apply(verify.latest(read(settings, "item-vectors")).items(), ("all", 0), 0)
+    store.apply(verify.latest(usable(read(settings, "item-vectors"), bad_items)).items(), ("all", 0), 0)
     versions = {u: decode_profile(p).encoder_version for u, p in profiles.items()}
     right = set[bytes]()
     for name in encoders:

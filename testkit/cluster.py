@@ -45,6 +45,7 @@ class Cluster:
         worker = {"prefix": prefix, "partitions": PARTITIONS, "data_dir": str(folder / "data")}
         values["worker"] = worker | dict(settings.pop("worker", {}))  # type: ignore[call-overload]
         values |= {"kafka": {"bootstrap": bootstrap}, **settings}
+        values["releases"] = {"allowed_urls": [str(folder.parent)], **dict(values.get("releases", {}))}
         self.settings = Settings(**values)
         self.config = folder / f"{prefix}.json.toml"
         self.config.write_text(tomli_w.dumps(values))

@@ -27,6 +27,7 @@ def settings_of(bootstrap: str, folder: Path, **sections: dict[str, Any]) -> Set
     worker = {"prefix": prefix, "partitions": PARTITIONS, "data_dir": folder / "worker", **sections.pop("worker", {})}
     platform = {**PLATFORM, "topic": f"{prefix}.in", "items_topic": f"{prefix}.items"}
     values: dict[str, Any] = {"kafka": {"bootstrap": bootstrap}, "query": {"port": 0}, "worker": worker, "platforms": [platform], **sections}
+    values["releases"] = {"allowed_urls": [str(folder.parent)], **values.get("releases", {})}
     settings = Settings(**values)
     with asking(settings.kafka) as client:
         create(client, settings, platforms=True)

@@ -4,17 +4,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.profiles import Profile, decode_profile
+from schemas.rows import check_key
 from streams.core.settings import Settings
+from streams.monitoring.rejected import Rejected
 from streams.releases.release_log import Announced, of_record
 from streams.transport.clients import consumer, partitions
 
 
 def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterator[tuple[str, Profile | None]]:
     """(user, profile) as the changelog says it, without end; None = erased."""
+    rejected = Rejected()
     for r in _tail(settings, "profiles", from_beginning):
-        user = r.key.decode("utf-8", "replace")
+        try:
+            user = check_key(r.key)
+            profile = None if r.value is None else decode_profile(r.value)
+        except ValueError as error:
+            rejected(r, error)
+            continue
         if not users or user in users:
-            yield user, decode_profile(r.value) if r.value else None
+            yield user, profile
 
 
 def follow_releases(settings: Settings, from_beginning: bool) -> Iterator[Announced]:

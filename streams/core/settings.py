@@ -204,6 +204,12 @@ class Releases(Section):
         "auto", description="`on`: what is served there wins over `encoding.encoder`; `off`: never; `auto`: on while `encoding.encoder` is `baseline`"
     )
     retry_s: float = Field(30.0, gt=0, description="Seconds until a bundle is tried again whose store was away")
+    allowed_urls: tuple[str, ...] = Field(
+        (),
+        description="Folders or URLs that a release's bundle must lie within; none: `retrain.bundles`, the process's `data_dir`, `encoding.encoder`",
+    )
+    max_bundle_mb: int = Field(2048, ge=1, description="Larger bundles are refused, MiB")
+    fetch_timeout_s: float = Field(300.0, gt=0, description="Seconds in which a bundle has to be fetched, loaded and tried out")
     reencode_per_s: float = Field(
         1000.0, ge=0, description="Users a second and worker who are encoded again after a change; 0: none but who act or are read"
     )

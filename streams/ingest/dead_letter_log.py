@@ -6,14 +6,15 @@ from typing import Any
 
 from schemas.deadletters import DeadLetter, decode_dead_letter
 from streams.core.settings import Settings
+from streams.monitoring.rejected import Rejected
 from streams.transport.clients import consumer, partitions
 
 IDLE_S = 1.5  # a log that says nothing for this long has ended
 
 
 def dead_letters(settings: Settings) -> Iterator[tuple[Any, DeadLetter]]:
-    """(record, letter) of the whole topic."""
-    client = consumer(settings)
+    """(record, letter) of the whole topic; what is no letter is left out."""
+    client, rejected = consumer(settings), Rejected()
     try:
         tps = partitions(client, settings.topic("dead-letters"))
         client.assign(tps)
@@ -23,6 +24,11 @@ def dead_letters(settings: Settings) -> Iterator[tuple[Any, DeadLetter]]:
             for records in client.poll(300).values():
                 for r in records:
                     last = time.monotonic()
-                    yield r, decode_dead_letter(r.value)
+                    try:
+                        letter = decode_dead_letter(r.value)
+                    except ValueError as error:
+                        rejected(r, error)
+                        continue
+                    yield r, letter
     finally:
         client.close()

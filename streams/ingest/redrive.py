@@ -11,7 +11,6 @@ A letter is marked when the brokers have its events. A run that was killed in be
 them in the unified topic, from where it ended when that run began, and sends the others only.
 """
 
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,18 +22,20 @@ from aiokafka.errors import KafkaError
 
 from schemas.deadletters import DeadLetter, decode_dead_letter
 from schemas.events import decode_event, encode_event
-from schemas.mapping import Mapper, Rejected
+from schemas.mapping import Mapper
+from schemas.mapping import Rejected as Refused
+from schemas.rows import check_key
 from streams.core.clock import now_ms
 from streams.core.errors import BrokerError
 from streams.core.settings import Settings
 from streams.ingest.normalise import mappers, row_time
 from streams.ingest.schema_registry import ids_of, registry_of
+from streams.monitoring.rejected import Rejected
 from streams.transport.broker_settings import for_aiokafka
 from streams.transport.reading import read_to_end, read_topic, reader
 from streams.transport.sender import HeadedRow, Row, Sender, by_partition
 from streams.transport.topics import DEAD_LETTER_BYTES, asking, create, identity
 
-log = logging.getLogger("currents.redrive")
 LOT = 500  # letters that are sent, and then marked, at once
 RUN = b"run"
 Source = tuple[str, int, int]
@@ -66,12 +67,12 @@ def mend(letters: Iterable[DeadLetter], by_name: Mapping[str, Mapper], items: fr
             out.still[letter.reason] += 1
             continue
         is_item = letter.topic in items
-        found: Sequence[Any] | Rejected = (
+        found: Sequence[Any] | Refused = (
             mapper.items(letter.value, letter.metadata)
             if is_item
             else mapper.events(letter.value, letter.topic, letter.partition, letter.offset, letter.at, letter.metadata)
         )
-        if isinstance(found, Rejected):
+        if isinstance(found, Refused):
             out.still[found.reason] += 1
             continue
         at, source = row_time(letter.timestamp, at_ms), (letter.topic, letter.partition, letter.offset)
@@ -100,29 +101,48 @@ def open_topics(settings: Settings) -> None:
 
 async def marks(settings: Settings) -> tuple[set[bytes], list[int] | None]:
     """Letters that were sent, and where in the unified topic a run that did not come to its end began; None if the last one did."""
-    records = await read_topic(settings.kafka, settings.topic("redriven"), settings.worker.partitions)
-    runs = [orjson.loads(r.value) for r in records if r.key == RUN]
-    return {r.key for r in records if r.key != RUN}, runs[-1].get("from") if runs else None
+    records, rejected = await read_topic(settings.kafka, settings.topic("redriven"), settings.worker.partitions), Rejected()
+    done, begun = set[bytes](), None
+    for record in records:
+        try:
+            if record.key == RUN:
+                begun = _begun(record.value, settings.worker.partitions)
+            else:
+                done.add(check_key(record.key).encode())
+        except ValueError as error:
+            rejected(record, error)
+    return done, begun
+
+
+def _begun(value: bytes | None, partitions: int) -> list[int] | None:
+    """Where a run began, of its record; None of one that says that it ended. Raises ValueError on other bytes."""
+    row = orjson.loads(value or b"")
+    if row == {"ended": True}:
+        return None
+    offsets = row.get("from") if isinstance(row, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != partitions or not all(isinstance(n, int) and n >= 0 for n in offsets):
+        raise ValueError(f"want ended, or from with {partitions} offsets")
+    return offsets
 
 
 async def letters_of(settings: Settings) -> AsyncIterator[list[DeadLetter]]:
     """All dead letters there are, some at a time."""
-    consumer = reader(settings.kafka)
+    consumer, rejected = reader(settings.kafka), Rejected()
     await consumer.start()
     try:
         tps = [TopicPartition(settings.topic("dead-letters"), p) for p in range(settings.worker.partitions)]
         async for _, records in read_to_end(consumer, await consumer.beginning_offsets(tps)):
             for start in range(0, len(records), LOT):
-                yield [letter for r in records[start : start + LOT] if (letter := _decoded(r)) is not None]
+                yield [letter for r in records[start : start + LOT] if (letter := _decoded(r, rejected)) is not None]
     finally:
         await consumer.stop()
 
 
-def _decoded(record: Any) -> DeadLetter | None:
+def _decoded(record: Any, rejected: Rejected) -> DeadLetter | None:
     try:
         return decode_dead_letter(record.value)
     except ValueError as error:
-        log.warning("%s/%d@%d: %s: left out", record.topic, record.partition, record.offset, error)
+        rejected(record, error)
         return None
 
 
@@ -149,6 +169,9 @@ class _Run:
                 await self._say(sender, {"from": unfinished or await self._ends()})
             async for letters in letters_of(s):
                 fresh = {(mark_of(d), d.platform): d for d in letters if mark_of(d) not in done}
+                for key in [key for key, d in fresh.items() if d.topic in self._items and d.partition not in await producer.partitions_for(d.topic)]:
+                    del fresh[key]  # of a topic that was made anew with fewer, or forged
+                    still["no-partition"] += 1
                 if self._registry is not None:
                     await self._registry.fetch(ids_of(fresh.values()))
                 lot = mend(fresh.values(), self._by_name, self._items, sent, now_ms())

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streams.monitoring.rejected import Rejected
+
 AGE_BUCKETS_MS = (10, 25, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2500, 5000, 10_000, 30_000, 60_000, 600_000)
 RECENT = 100_000  # newest ages that percentiles use
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -91,6 +93,9 @@ class Registry:
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         self.query_seconds = Histogram("currents_query_seconds", "Answers of the query endpoint", ["route"], buckets=SECONDS, registry=r)
+        text = "Rows of Currents' own topics that cannot be used and were left out"
+        self._rejected = Counter("currents_rejected_rows_total", text, ["topic", "reason"], registry=r)
+        self.rejected = Rejected(lambda topic, reason: self._rejected.labels(topic, reason).inc())
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Register a gauge whose value `read` returns at each scrape."""
@@ -137,6 +142,7 @@ class Metrics(SwapMetrics):
         self.drift_alarm = Gauge("currents_drift_alarm", "1 while that is above its bounds", ["what", "of"], registry=r)
         self.candidate_failures = Counter("currents_candidate_failures_total", "Batches that a candidate could not encode", ["version"], registry=r)
         self.repaired = Counter("currents_repaired_total", "Users published again, another worker's stale rows being last", registry=r)
+        self.rebuilt = Counter("currents_rebuilt_windows_total", "Windows folded again from the unified topic, no good row being left", registry=r)
         self.restored = Counter("currents_restored_rows_total", "Changelog rows read to rebuild tablets", registry=r)
         self.batch_seconds = Histogram("currents_batch_seconds", "One update batch, from records to acknowledgement", buckets=SECONDS, registry=r)
         self.encode_seconds = Histogram("currents_encode_seconds", "Fold, encode and portrait of one batch", buckets=SECONDS, registry=r)

@@ -1,7 +1,8 @@
 """Writes slices of the unified topic, or of its archive, to files for training."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,15 @@ from aiokafka.errors import KafkaError
 from schemas.archive import Archive, ArchiveError, newest, spans
 from schemas.events import UNIFIED_EVENTS, encode_event
 from schemas.items import UNIFIED_ITEMS, encode_item_vector
+from schemas.rows import check_event, check_item
 from streams.core.cancel import stop
 from streams.core.errors import BrokerError, InputError
 from streams.core.settings import Settings
+from streams.monitoring.rejected import Rejected
 from streams.transport.clients import extent
 from streams.transport.reading import CHUNK, reader
 
+log = logging.getLogger("currents.retrain")
 Spans = dict[int, tuple[int, int]]
 """Partition -> (first offset, offset after the last)."""
 
@@ -66,8 +70,8 @@ def write_slice(settings: Settings, what: Slice, folder: Path) -> None:
         _write(folder / UNIFIED_EVENTS, (encode_event(e) for e in archive.events(what.events)))
         _write(folder / UNIFIED_ITEMS, map(encode_item_vector, newest(archive.items(what.items))))
         return
-    _write(folder / UNIFIED_EVENTS, (value for _, value in _values(settings, "events", what.events) if value is not None))
-    _write(folder / UNIFIED_ITEMS, newest(_values(settings, "item-vectors", what.items)))
+    _write(folder / UNIFIED_EVENTS, (value for _, value in _good(_values(settings, "events", what.events), check_event) if value is not None))
+    _write(folder / UNIFIED_ITEMS, newest(_good(_values(settings, "item-vectors", what.items), check_item)))
 
 
 def write_topic(settings: Settings, data: str, folder: Path) -> None:
@@ -88,11 +92,25 @@ def _spans(settings: Settings, topic: str) -> Spans:
     return {tp.partition: span for tp, span in extent(settings, [settings.topic(topic)]).items()}
 
 
-def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Yield keys and values, ordered by partition and offset. Raises BrokerError."""
+def _good(records: Iterable[Any], check: Callable[[bytes | None, bytes | None], object]) -> Iterator[tuple[bytes | None, bytes | None]]:
+    """Keys and values of the records that can be used."""
+    rejected = Rejected()
+    for record in records:
+        try:
+            check(record.key, record.value)
+        except ValueError as error:
+            rejected(record, error)
+            continue
+        yield record.key, record.value
+    if rejected.total:
+        log.warning("%d records left out that cannot be used", rejected.total)
+
+
+def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[Any]:
+    """Records by partition and offset. Raises BrokerError."""
     stream = _chunks(settings, settings.topic(topic), spans)
 
-    async def following() -> list[tuple[bytes | None, bytes | None]]:
+    async def following() -> list[Any]:
         return await anext(stream, [])
 
     with asyncio.Runner() as loop:
@@ -103,7 +121,7 @@ def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[tuple[byte
             loop.run(stream.aclose())
 
 
-async def _chunks(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[tuple[bytes | None, bytes | None]], None]:
+async def _chunks(settings: Settings, topic: str, spans: Spans) -> AsyncGenerator[list[Any], None]:
     """As `_values`, in non-empty chunks."""
     client = reader(settings.kafka)
     try:
@@ -116,7 +134,7 @@ async def _chunks(settings: Settings, topic: str, spans: Spans) -> AsyncGenerato
             client.seek(tp, begin)
             while await client.position(tp) < end:
                 for records in (await client.getmany(tp, timeout_ms=1000, max_records=CHUNK)).values():
-                    if chunk := [(r.key, r.value) for r in records if r.offset < end]:
+                    if chunk := [r for r in records if r.offset < end]:
                         yield chunk
     except KafkaError as error:
         raise BrokerError(f"kafka.bootstrap = {settings.kafka.bootstrap!r}: {error}") from None

@@ -37,10 +37,10 @@ from schemas.archive import (
     item_row,
     schema,
 )  # fmt: skip
-from schemas.events import decode_event
-from schemas.items import decode_item_vector
+from schemas.rows import check_event, check_item, check_key
 from streams.core.process import claim
 from streams.core.settings import Settings
+from streams.monitoring.rejected import Rejected
 from streams.transport.clients import consumer, extent
 from streams.transport.topics import asking, identity
 
@@ -48,6 +48,8 @@ log = logging.getLogger("currents.archive")
 TOPICS: dict[Kind, str] = {"events": "events", "items": "item-vectors"}
 FEWEST = 8  # batches that a merge is worth
 POLL_MS = 500
+UNFIT = (ValueError, TypeError, OverflowError, OSError)
+"""What pyarrow and the calendar raise for values that they cannot hold."""
 
 
 class Writer:
@@ -150,6 +152,7 @@ class Archiver:
         self._writer = Writer(self._archive, {p.code: p.name for p in settings.platforms})
         self._kinds = {settings.topic(topic): kind for kind, topic in TOPICS.items()}
         self._next, self._waiting = dict[TopicPartition, int](), dict[TopicPartition, Waiting]()
+        self.rejected = Rejected()
         self.archived = 0
 
     def claim(self) -> None:
@@ -210,20 +213,37 @@ class Archiver:
         return {tp: end for tp, (_, end) in there.items()}
 
     def _take(self, tp: TopicPartition, records: Sequence[Any]) -> None:
-        kind, rows = self._kinds[tp.topic], list[dict[str, Any]]()
-        for r in records:
-            try:
-                if kind == "events":
-                    rows.append(event_row(decode_event(r.value or b""), tp.partition, r.offset, r.timestamp))
-                else:
-                    value = None if r.value is None else decode_item_vector(r.value)
-                    rows.append(item_row(r.key.decode(), value, tp.partition, r.offset, r.timestamp))
-            except (ValueError, AttributeError) as error:
-                log.warning("%s/%d@%d: left out: %s", tp.topic, tp.partition, r.offset, error)
+        kind = self._kinds[tp.topic]
+        good = [(r, row) for r in records if (row := self._row(kind, tp, r)) is not None]
+        try:
+            tables = self._writer.tables(kind, [row for _, row in good])
+        except UNFIT:
+            good = [(r, row) for r, row in good if self._fits(kind, r, row)]
+            tables = self._writer.tables(kind, [row for _, row in good])
         waiting = self._waiting.setdefault(tp, Waiting())
-        for folder, table in self._writer.tables(kind, rows).items():
+        for folder, table in tables.items():
             waiting.parts[folder].append(table)
-        waiting.rows, waiting.last = waiting.rows + len(rows), records[-1].offset
+        waiting.rows, waiting.last = waiting.rows + len(good), records[-1].offset
+
+    def _row(self, kind: Kind, tp: TopicPartition, record: Any) -> dict[str, Any] | None:
+        """A record as the archive has it; None for one that cannot be used."""
+        where = tp.partition, record.offset, record.timestamp
+        try:
+            if kind == "events":
+                return event_row(check_event(record.key, record.value), *where)
+            return item_row(check_key(record.key), check_item(record.key, record.value), *where)
+        except ValueError as error:
+            self.rejected(record, error)
+            return None
+
+    def _fits(self, kind: Kind, record: Any, row: dict[str, Any]) -> bool:
+        """Whether a row has a day of the calendar and numbers of its columns' width."""
+        try:
+            self._writer.tables(kind, [row])
+        except UNFIT as error:
+            self.rejected(record, error)
+            return False
+        return True
 
     def _flush(self, tp: TopicPartition) -> None:
         found = self._waiting.pop(tp)

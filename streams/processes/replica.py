@@ -27,7 +27,7 @@ from streams.core.process import claim, frozen, listen, one_thread, tuned
 from streams.core.settings import Settings
 from streams.core.tasks import Tasks, signalled, until
 from streams.monitoring.metrics import ReplicaMetrics
-from streams.releases.bundle_fetch import load_release
+from streams.releases.bundle_fetch import limits_of, load_release
 from streams.releases.hot_swap import Swapper
 from streams.releases.release_log import Announced, read_history, serving, trial
 from streams.releases.routing import Lineup
@@ -62,7 +62,7 @@ class Replica:
             self._items, self._ranker = self._with_items(folder, releases)
         self.socket = listen(s.host, s.port, "serve.port")
         self.url = "http://{}:{}".format(*self.socket.getsockname()[:2])
-        self._follower = Follower(settings.kafka, changelog["topic"], self.tablets, self._pool, self.metrics.rows.inc)
+        self._follower = Follower(settings.kafka, changelog["topic"], self.tablets, self._pool, self.metrics.rows.inc, self.metrics.rejected)
         self._tasks = Tasks()
         self.failed = self._tasks.failed
         self._add_gauges()
@@ -71,8 +71,10 @@ class Replica:
         e, cache, retry_s = self.settings.encoding, folder / "bundles", self.settings.releases.retry_s
         tower = load_tower(e.tower)
 
+        limits = limits_of(self.settings, folder)
+
         def load(release: Release, beside: Encoder | None = None) -> Encoder:
-            return load_release(release, cache, tower.space_id, tower.dims, e.threads, "cpu", beside)
+            return load_release(release, cache, tower.space_id, tower.dims, e.threads, "cpu", beside, limits)
 
         encoder = load_encoder(e.encoder, tower.space_id, tower.dims, e.threads, "cpu")
         store = load_items(folder / "items", tower.space_id, tower.dims)
@@ -171,7 +173,7 @@ class Replica:
         followed = [self._follower.follow()]
         if self._items is not None:
             topic, n = s.topic("item-vectors"), s.worker.partitions
-            followed.append(follow_items(s.kafka, topic, n, self._items, self._items_pool, self._items_ready, lambda _: None))
+            followed.append(follow_items(s.kafka, topic, n, self._items, self._items_pool, self._items_ready, lambda _: None, self.metrics.rejected))
         if self._swapper is not None and s.follows():
             followed.append(self._swapper.follow(s.kafka, s.topic("releases")))
         try:

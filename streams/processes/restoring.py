@@ -13,6 +13,7 @@ from streams.profile.late_items import LateItems
 from streams.profile.recompute import Recomputer
 from streams.profile.reencode import Reencoder
 from streams.state.item_store import ItemStore
+from streams.state.rebuild import rebuild
 from streams.state.restore import restore
 from streams.state.tablet import Tablet
 
@@ -38,6 +39,7 @@ class Restorer:
     ) -> None:
         self._kafka, self._policy = settings.kafka, settings.encoding.policy
         self._topics = (settings.topic("windows"), settings.topic("profiles"))
+        self._events, self._names = settings.topic("events"), {p.code: p.name for p in settings.platforms}
         self._store, self._recomputer, self._reencoder, self._late, self._metrics = store, recomputer, reencoder, late, metrics
         self._fallback, self._spawn = fallback, spawn
         self.items_ready = asyncio.Event()
@@ -53,8 +55,16 @@ class Restorer:
         while True:
             tablet.foreign_rows_seen = False
             unpublished = await restore(
-                tablet, self._kafka, self._topics, self._store.table, self._policy, self._metrics.restored.inc, self._fallback()
+                tablet,
+                self._kafka,
+                self._topics,
+                self._store.table,
+                self._policy,
+                self._metrics.restored.inc,
+                self._fallback(),
+                self._metrics.rejected,
             )
+            self._metrics.rebuilt.inc(await rebuild(tablet, self._kafka, self._events, self._names, self._policy))
             if unpublished and not await self._recomputer.republish(tablet, unpublished):
                 return
             if not tablet.foreign_rows_seen:  # else another worker wrote rows during the restore

@@ -175,7 +175,7 @@ class Worker:
         """Start the endpoint, then the item follower, then join the group. Being first, the endpoint answers reads with 503 meanwhile."""
         self.spawn(serve(self._source(), self.socket))
         kafka, topic, n = self.settings.kafka, self.settings.topic("item-vectors"), self.settings.worker.partitions
-        self.spawn(follow_items(kafka, topic, n, self.store, self.encoding_pool, self.restorer.items_ready, self.late.arrived))
+        self.spawn(follow_items(kafka, topic, n, self.store, self.encoding_pool, self.restorer.items_ready, self.late.arrived, self.metrics.rejected))
         self.spawn(self.late.forever())
         for task in self.lifecycle.tasks():
             self.spawn(task)

@@ -17,7 +17,7 @@ from streams.monitoring.metrics import Metrics
 from streams.processes.unfollowed import Unfollowed
 from streams.profile.recompute import Recomputer
 from streams.profile.reencode import Reencoder
-from streams.releases.bundle_fetch import load_release, opening
+from streams.releases.bundle_fetch import limits_of, load_release, opening
 from streams.releases.canary_controller import Decider
 from streams.releases.canary_rules import Sums, interval
 from streams.releases.hot_swap import Swapper
@@ -41,8 +41,10 @@ class Lifecycle:
         self._settings, self._metrics = settings, metrics
         e, r, cache = settings.encoding, settings.releases, Path(settings.worker.data_dir) / "bundles"
 
+        limits = limits_of(settings, Path(settings.worker.data_dir))
+
         def load(release: Release, beside: Encoder | None = None) -> Encoder:
-            return load_release(release, cache, tower.space_id, tower.dims, e.threads, e.device, beside)
+            return load_release(release, cache, tower.space_id, tower.dims, e.threads, e.device, beside, limits)
 
         wanted, release = serving(releases), None
         if wanted is None:

@@ -78,5 +78,8 @@ class Recomputer:
 
 
 def _received(profile: bytes | None, at_ms: int) -> int:
-    """Return `received_at` of the stored profile, or `at_ms` if there is none."""
-    return decode_profile(profile).received_at if profile else at_ms
+    """`received_at` of the profile that is written again; now where that is not known."""
+    try:
+        return decode_profile(profile).received_at if profile else at_ms
+    except ValueError:  # its interests: a restore looks at all but these
+        return at_ms

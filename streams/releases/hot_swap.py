@@ -8,12 +8,13 @@ Whatever goes wrong in 1 to 3 is a refusal: one line, a count, and what is serve
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from aiokafka import TopicPartition
@@ -22,15 +23,18 @@ from encoder.base import Encoder
 from encoder.bundle import BundleError
 from encoder.features import ItemTable
 from schemas.releases import Release
-from streams.core.cancel import stop
+from streams.core.cancel import end, stop
 from streams.core.settings import Kafka
 from streams.monitoring.metrics import SwapMetrics
+from streams.monitoring.rejected import At
 from streams.releases.bundle_fetch import FetchError, keep
 from streams.releases.release_log import Announced, earlier, of_record, serving, trial
 from streams.releases.routing import Lineup
 from streams.transport.reading import reader
 
 log = logging.getLogger("currents.releases")
+MOST_REFUSED = 100  # refusals that are kept for /healthz, the newest
+T = TypeVar("T")
 Load = Callable[[Release, Encoder], Encoder]
 """A release and the encoder that serves now -> its encoder. Raises FetchError, BundleError."""
 
@@ -55,6 +59,7 @@ class Swapper:
         self._switched = switched
         self._known: dict[str, Encoder] = {}  # identity -> what was loaded of it and is in the lineup
         self._again_at: dict[str, float] = {}  # identity -> monotonic seconds: never, for a bundle that is wrong
+        self._loading: dict[str, asyncio.Task[tuple[Encoder, float]]] = {}  # identity -> its load and warming up
         self._noted: Release | None = None
 
     def began(self, release: Release) -> None:
@@ -64,63 +69,96 @@ class Swapper:
     async def follow(self, kafka: Kafka, topic: str) -> None:
         """Read the topic without end."""
         consumer, tp = reader(kafka), TopicPartition(topic, 0)
+        fetching: asyncio.Task[Any] | None = None
         await consumer.start()
         try:
             consumer.assign([tp])
             consumer.seek(tp, self.history[-1].offset + 1) if self.history else await consumer.seek_to_beginning(tp)
             while True:
-                await self.settle()
-                for records in (await consumer.getmany(tp, timeout_ms=1000)).values():
-                    self.take([of_record(r) for r in records])
+                await self._step()
+                fetching = fetching or asyncio.ensure_future(consumer.getmany(tp, timeout_ms=1000))
+                await asyncio.wait([fetching, *self._loading.values()], return_when=asyncio.FIRST_COMPLETED)
+                if fetching.done():
+                    for records in fetching.result().values():
+                        self.take([of_record(r) for r in records], topic)
+                    fetching = None
         finally:
+            await end([*([fetching] if fetching else []), *self._loading.values()])
             await stop(consumer)
 
-    def take(self, records: Sequence[Announced]) -> None:
+    def take(self, records: Sequence[Announced], topic: str = "releases") -> None:
         """Records came; those that are not valid are said."""
         for record in records:
             if record.problem:
                 self._refuse(f"record {record.offset}", record.problem, record.channel)
+                self._metrics.rejected(At(topic, 0, record.offset), ValueError(record.problem))
         self._again_at.clear()
         self.history += records
 
     async def settle(self) -> None:
-        """Make the lineup as the topic says. Keeps the current encoder if a release cannot be loaded."""
+        """Make the lineup as the topic says, and wait for what has to be loaded for that."""
+        while True:
+            await self._step()
+            if not self._loading:
+                return
+            await asyncio.wait(self._loading.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _step(self) -> None:
+        """Make the lineup as the topic says, as far as releases are loaded, and begin to load the others: what hangs delays nothing else.
+
+        Keeps the current encoder if a release cannot be loaded.
+        """
         wanted = serving(self.history)
-        if wanted is not None and (encoder := await self._ready(wanted, "serving")) is not None:
+        if wanted is not None and (encoder := self._ready(wanted, "serving")) is not None:
             if encoder is not self.lineup.serving:
                 await self._switch(self.lineup.serve(encoder))
             await self._note(wanted)
         tried = trial(self.history)
-        candidate = None if tried is None else await self._ready(tried, "candidate")
+        settled = wanted is None or _identity(wanted) not in self._loading  # the encoder that a candidate is to stand beside is here
+        candidate = None if tried is None else self._ready(tried, "candidate", settled)
         share = tried.share if tried is not None and tried.state == "canary" else 0.0
         if (candidate, share if candidate else 0.0) != (self.lineup.candidate, self.lineup.share):
             await self._switch(self.lineup.try_out(candidate, share))
+        there = {_identity(r) for r in (wanted, tried) if r is not None}
+        for name in self._loading.keys() - there:  # gone back from while it was loaded
+            self._loading.pop(name).cancel()
 
     def refusal(self, release: Release) -> str | None:
         """Why a release will never be loaded here; None where it was, or may be."""
         for_good = self._again_at.get(_identity(release)) == float("inf")
         return self.refused.get(release.version) if for_good else None
 
-    async def _ready(self, release: Release, channel: str) -> Encoder | None:
-        """The release's encoder, warm; None where it is refused, or not to be tried again yet."""
+    def _ready(self, release: Release, channel: str, begin: bool = True) -> Encoder | None:
+        """The release's encoder, warm; None where it is refused, not to be tried again yet, or being loaded, which may `begin` here."""
         name = _identity(release)
         if (known := self._known.get(name)) is not None:
             return known
-        if time.monotonic() < self._again_at.get(name, 0.0):
+        if (loading := self._loading.get(name)) is None:
+            if begin and time.monotonic() >= self._again_at.get(name, 0.0):
+                self._loading[name] = asyncio.ensure_future(self._warm(release))
             return None
-        began = time.perf_counter()
+        if not loading.done():
+            return None
+        del self._loading[name]
         try:
-            encoder = await asyncio.to_thread(self._load, release, self.lineup.serving)
-            await warm(encoder, self._table, partial(asyncio.get_running_loop().run_in_executor, self._pool))
-        except (FetchError, BundleError) as error:
+            encoder, seconds = loading.result()
+        except Exception as error:  # whatever a bundle leads to is a refusal
             again = isinstance(error, FetchError)
             self._again_at[name] = time.monotonic() + self._retry_s if again else float("inf")
-            self._refuse(release.version, f"{error}{f'; tried again in {self._retry_s:g} s' if again else ''}", channel)
+            why = str(error) if isinstance(error, FetchError | BundleError) else f"{type(error).__name__}: {error}"
+            self._refuse(release.version, f"{why}{f'; tried again in {self._retry_s:g} s' if again else ''}", channel)
             return None
         self.refused.pop(release.version, None)
         self._known[name] = encoder
-        log.info("release %s (%s) loaded and warm after %.2f s", release.version, channel, time.perf_counter() - began)
+        log.info("release %s (%s) loaded and warm after %.2f s", release.version, channel, seconds)
         return encoder
+
+    async def _warm(self, release: Release) -> tuple[Encoder, float]:
+        """The release's encoder, loaded on a thread of its own and warm, and the seconds that took."""
+        began = time.perf_counter()
+        encoder = await beside(self._load, release, self.lineup.serving)
+        await warm(encoder, self._table, partial(asyncio.get_running_loop().run_in_executor, self._pool))
+        return encoder, time.perf_counter() - began
 
     async def _switch(self, lineup: Lineup) -> None:
         """Effect 4, in one assignment."""
@@ -169,8 +207,26 @@ class Swapper:
     def _refuse(self, what: str, why: str, channel: str) -> None:
         if self.refused.get(what) != why:
             log.error("%s is refused, %s serves on: %s", what, self.lineup.serving.version, why)
+        self.refused.pop(what, None)
         self.refused[what] = why
+        if len(self.refused) > MOST_REFUSED:
+            del self.refused[next(iter(self.refused))]
         self._metrics.refused.labels(channel if channel in ("serving", "candidate") else "other").inc()
+
+
+async def beside(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns or raises on a thread that the process does not wait for when it ends."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        done.set_running_or_notify_cancel()
+        try:
+            done.set_result(work(*arguments))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 async def warm(encoder: Encoder, table: ItemTable, on_pool: Callable[..., Awaitable[Any]]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from encoder.base import Encoder
 from encoder.features import UNKNOWN, ItemTable, featurize, fitted
 from schemas.events import BEHAVIOR_CODE
-from schemas.profiles import decode_profile, unpack_vector
+from schemas.profiles import Profile, decode_profile, unpack_vector
 from schemas.windows import DTYPE, Policy, newest_ms, rows_of
 from streams.monitoring.drift import Drift
 from streams.monitoring.metrics import Metrics
@@ -111,8 +111,8 @@ class Observer:
     def _profiles(self, lineup: Lineup, cases: Sequence[Case], among: Sequence[np.ndarray]) -> None:
         seen: dict[Encoder, list[tuple[bytes, np.ndarray]]] = {}
         for case, others in zip(cases, among, strict=True):
-            profile = decode_profile(case.profile) if case.profile else None
-            if profile is None or (encoder := lineup.of_version(profile.encoder_version, profile.space_id)) is None:
+            profile = _decoded(case.profile)
+            if profile is None or (encoder := lineup.of_version(profile.encoder_version, profile.space_id)) is None or encoder.dims != profile.dims:
                 continue
             labels, vector = (self._names[case.platform], profile.encoder_version), unpack_vector(profile.vector)
             self._metrics.live_tests.labels(*labels).inc()
@@ -179,6 +179,13 @@ class Observer:
         if self.trial is None or (self.trial.served, self.trial.tried) != names:
             self.trial = Trial(*names)
         return self.trial
+
+
+def _decoded(profile: bytes | None) -> Profile | None:
+    try:
+        return decode_profile(profile) if profile else None
+    except ValueError:  # its interests: a restore looks at all but these
+        return None
 
 
 def items_of(encoder: Encoder, table: ItemTable) -> np.ndarray:

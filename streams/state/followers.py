@@ -11,9 +11,11 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
+from schemas.rows import bad_profiles
 from streams.core.cancel import stop
 from streams.core.clock import now_ms
 from streams.core.settings import Kafka
+from streams.monitoring.rejected import Rejected
 from streams.state.item_store import ItemStore
 from streams.state.tablet import Tablet
 from streams.state.tablets import FLUSH_S, STALE_MS, Tablets
@@ -25,7 +27,14 @@ NOTE_MS = 30_000  # between notes of how far an idle partition is followed
 
 
 async def follow_items(
-    kafka: Kafka, topic: str, partitions: int, store: ItemStore, pool: Executor, ready: asyncio.Event, arrived: Callable[[list[int]], None]
+    kafka: Kafka,
+    topic: str,
+    partitions: int,
+    store: ItemStore,
+    pool: Executor,
+    ready: asyncio.Event,
+    arrived: Callable[[list[int]], None],
+    rejected: Rejected,
 ) -> None:
     """Follow the whole topic of item vectors into a store, on the thread that uses it; `ready` once its end was reached for the first time."""
     loop, consumer = asyncio.get_running_loop(), reader(kafka)
@@ -36,8 +45,9 @@ async def follow_items(
         start = {tp: n if (n := store.next_offset(tp)) <= ends[tp] else 0 for tp in tps}
 
         async def apply(tp: Any, records: list[Any]) -> None:
-            rows = [(r.key, r.value) for r in records if r.key]
-            arrived(await loop.run_in_executor(pool, store.apply, rows, tp, records[-1].offset))
+            rows = [(r.key, r.value) for r in records]
+            put = partial(store.apply, rows, tp, records[-1].offset, lambda n, error: rejected(records[n], error))
+            arrived(await loop.run_in_executor(pool, put))
 
         async for tp, records in read_to_end(consumer, start):
             await apply(tp, records)
@@ -76,8 +86,8 @@ class Follower:
     the brokers are away.
     """
 
-    def __init__(self, kafka: Kafka, topic: str, tablets: Tablets, pool: Executor, count: Callable[[int], None]) -> None:
-        self._topic, self._tablets, self._pool, self._count = topic, tablets, pool, count
+    def __init__(self, kafka: Kafka, topic: str, tablets: Tablets, pool: Executor, count: Callable[[int], None], rejected: Rejected) -> None:
+        self._topic, self._tablets, self._pool, self._count, self._rejected = topic, tablets, pool, count, rejected
         self._consumer: AIOKafkaConsumer = reader(kafka, reset="none")
         self._tps = [TopicPartition(topic, t.partition) for t in tablets]
         self._next: dict[int, int] = {}  # partition -> offset of the next row to be applied
@@ -161,7 +171,10 @@ class Follower:
 
     async def _apply(self, tp: TopicPartition, records: Sequence[Any], at: int) -> None:
         last = records[-1].offset
-        await self._write(tp, {r.key: r.value for r in records if r.key is not None}, last, at)
+        bad = await asyncio.get_running_loop().run_in_executor(self._pool, bad_profiles, [(r.key, r.value) for r in records])
+        for n, error in bad.items():
+            self._rejected(records[n], error)
+        await self._write(tp, {r.key: r.value for n, r in enumerate(records) if n not in bad}, last, at)
         self._next[tp.partition] = last + 1
         self._count(len(records))
 

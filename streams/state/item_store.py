@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ from rocksdict import WriteBatch
 from encoder.features import ItemTable
 from encoder.towers import Tower
 from schemas.events import hash64
-from schemas.items import MAX_CATEGORIES, Item, ItemVector, content, decode_item_vector, encode_item_vector, item_key
+from schemas.items import MAX_CATEGORIES, MAX_TITLE, Item, ItemVector, content, encode_item_vector, item_key
 from schemas.portraits import action_begins, interest_begins
 from schemas.profiles import pack_vector, unpack_vector
+from schemas.rows import RowError, check_item, check_key
 from streams.core.errors import StorageError
 from streams.state.rocksdb import close, failure, open_db, scan, sound
 
@@ -56,26 +57,42 @@ class ItemStore:
     def load(self) -> int:
         """Rows of earlier runs into memory; returns how many items are known."""
         began = time.perf_counter()
-        for _, value in scan(self._folder, self._rows):
-            self._put(decode_item_vector(value))
+        for name, value in scan(self._folder, self._rows):
+            try:
+                if (item := check_item(name, value)) is not None:
+                    self._put(item)
+            except ValueError as error:  # of an earlier release, which took such a row
+                log.warning("item %r: left out: %s", name, error)
         if self.table.size > 1:
             log.info("%d items loaded in %.2f s", self.table.size - 1, time.perf_counter() - began)
         return self.table.size - 1
 
-    def apply(self, rows: Iterable[tuple[bytes, bytes | None]], tp: tuple[str, int], offset: int) -> list[int]:
-        """Rows of `currents.item-vectors` up to `offset`, to memory and disk; returns the keys of items that were unknown before."""
+    def apply(
+        self,
+        rows: Iterable[tuple[bytes | None, bytes | None]],
+        tp: tuple[str, int],
+        offset: int,
+        reject: Callable[[int, RowError], None] = lambda n, error: None,
+    ) -> list[int]:
+        """Rows of `currents.item-vectors` up to `offset`, to memory and disk; returns the keys of items that were unknown before.
+
+        A row that cannot be used is left out, and `reject` is called with its number and why: what was known of its item stays.
+        """
         arrived = []
         batch = WriteBatch(raw_mode=True)
         handle = self._db.get_column_family_handle("rows")
-        for name, value in rows:
-            if value is None:
-                batch.delete(name, handle)
-                self.table.forget(item_key(name.decode()))
-                continue
+        for n, (name, value) in enumerate(rows):
             try:
-                item = decode_item_vector(value)
-            except ValueError as error:
-                log.warning("item %r: %s: left out", name, error)
+                item = check_item(name, value)
+                if item is not None and item.space_id == self.space_id and item.dims != self.table.dims:
+                    self.foreign += 1
+                    raise RowError("dims", f"{item.dims} dims in space {self.space_id}, which has {self.table.dims}")
+            except RowError as error:
+                reject(n, error)
+                continue
+            if item is None:
+                batch.delete(name, handle)
+                self.table.forget(item_key(check_key(name)))
                 continue
             batch.put(name, value, handle)
             if (key := self._put(item)) is not None:
@@ -110,9 +127,10 @@ class ItemStore:
             self.platform_rows.setdefault(item.item.partition(":")[0], []).append(row)
         self.categories[row] = -1
         for column, name in enumerate(item.categories[:MAX_CATEGORIES]):
-            self.categories[row, column] = self._number(name)
-        self.item_packed[row] = action_begins(item.item, item.title)
-        self.titles[row] = item.title
+            self.categories[row, column] = self._number(name[:MAX_TITLE])
+        title = item.title[:MAX_TITLE]
+        self.item_packed[row] = action_begins(item.item, title)
+        self.titles[row] = title
         return key if self.table.size > before else None
 
     def _number(self, category: str) -> int:

@@ -13,12 +13,14 @@ from aiokafka import TopicPartition
 
 from encoder.features import UNKNOWN, ItemTable
 from schemas.profiles import is_by, is_of, unknown_items
+from schemas.rows import bad_profiles, bad_windows, check_key
 from schemas.windows import DTYPE, ROW_BYTES, Policy, check, fold, newest_ms
 from streams.core.cancel import stop, to_thread
 from streams.core.clock import now_ms
 from streams.core.fault_points import point
 from streams.core.settings import Kafka
-from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
+from streams.monitoring.rejected import Rejected
+from streams.state.tablet import FALLBACK, LOST, UNPUBLISHED, Tablet, key_bytes
 from streams.state.tablets import STALE_MS
 from streams.transport.reading import read_to_end, reader
 
@@ -39,15 +41,19 @@ async def restore(
     policy: Policy,
     count: Callable[[int], None],
     fallback: str | None = None,
+    rejected: Rejected | None = None,
 ) -> list[bytes]:
     """Bring a tablet up to the end of its two changelogs (windows, then profiles). Returns the users whose last rows there are wrong.
 
     Reads the rows that are newer than the tablet. A tablet that is stale, or whose offset lies beyond the log, is emptied first. Windows are merged,
     not replaced: a worker that stood still while it published may have put an old row behind a newer one, and no event may be lost by that.
     Users whose profile is of the encoder `fallback` wait for the right one. Marks the returned users as unpublished, until they are published again.
+    A row that cannot be used is left out, told to `rejected`, and its user is among the returned; where the tablet has no window of that user either,
+    because the log was compacted to that row, the user is marked as LOST too.
     """
     began, rows, last = time.perf_counter(), 0, dict[str, int]()
     short, stale = set[bytes](), set[bytes]()  # users whose last window lacks events, whose last profile is of another window
+    lost, rejected = set[bytes](), rejected or Rejected()
     consumer = reader(kafka, wait_ms=NOTHING_MS)
     await consumer.start()
     try:
@@ -60,8 +66,8 @@ async def restore(
             have = dict.fromkeys(parts, (-1, 0))
         seen = Seen(empty=next(tablet.scan("windows"), None) is None)
         steps = (
-            partial(put_windows, short=short, policy=policy, seen=seen),
-            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}, seen=seen),
+            partial(put_windows, short=short, policy=policy, seen=seen, lost=lost, rejected=rejected),
+            partial(put_profiles, stale=stale, table=table, fallback=fallback, noted={}, seen=seen, lost=lost, rejected=rejected),
         )
         for tp, put in zip(parts, steps, strict=True):  # the end of the profiles is known after that of the windows, which come first
             start = max(have[tp][0] + 1, first[tp])
@@ -72,9 +78,8 @@ async def restore(
                 count(len(records))
                 point("in-restore")
         wrong = sorted({*short, *stale, *tablet.waiting(UNPUBLISHED)})
-        tablet.write(
-            waiting=[(UNPUBLISHED, user) for user in wrong], offsets=last, now_ms=now_ms()
-        )  # at once: no row is skipped whose user is not noted
+        notes = [*((UNPUBLISHED, user) for user in wrong), *((LOST, user) for user in sorted(lost))]
+        tablet.write(waiting=notes, offsets=last, now_ms=now_ms())  # at once: no row is skipped whose user is not noted
     finally:
         await stop(consumer)
     log.info("tablet %d: %d rows restored in %.2f s", tablet.partition, rows, time.perf_counter() - began)
@@ -113,21 +118,51 @@ def outline(window: bytes | None) -> Outline:
     return (newest_ms(window), (len(window) - 1) // ROW_BYTES) if window else None
 
 
-def put_windows(tablet: Tablet, records: Sequence[Any], short: set[bytes], policy: Policy, offsets: dict[str, int], seen: Seen | None = None) -> None:
+def put_windows(
+    tablet: Tablet,
+    records: Sequence[Any],
+    short: set[bytes],
+    policy: Policy,
+    offsets: dict[str, int],
+    seen: Seen | None = None,
+    lost: set[bytes] | None = None,
+    rejected: Rejected | None = None,
+) -> None:
     """Merge rows of the windows' changelog into a tablet; `short` gains the users whose last row lacks events, and loses the others.
 
-    `offsets` are noted where nobody is short: who goes on from there would not hear of them.
+    `offsets` are noted where nobody is short: who goes on from there would not hear of them. A row that cannot be used lacks every event: its user is
+    short, and `lost` as long as the tablet has no window of that user. An erased user is neither.
     """
-    seen = seen or Seen()
-    found = seen.windows(tablet, list({r.key for r in records}))
-    for record in records:
+    seen, lost = seen or Seen(), set() if lost is None else lost
+    bad = bad_windows([(r.key, r.value) for r in records])
+    found = seen.windows(tablet, list({r.key for n, r in enumerate(records) if n not in bad or _has_user(r)}))
+    erased = set[bytes]()
+    for n, record in enumerate(records):
         key, new = record.key, record.value
+        if n in bad:
+            (rejected or Rejected())(record, bad[n])
+            if _has_user(record):
+                short.add(key)
+                if found[key] is None:
+                    lost.add(key)
+            continue
         old = found[key]
-        whole = new if new is None else check(new) if old is None else merge(old, new, policy)
+        whole = new if new is None or old is None else merge(old, new, policy)
         found[key] = whole
+        lost.discard(key)
+        (erased.add if new is None else erased.discard)(key)
         (short.discard if whole == new else short.add)(key)
-    tablet.write(windows=found.items(), offsets=None if short else offsets, now_ms=now_ms())
+    resolved = [(LOST, user) for user in erased]
+    tablet.write(windows=found.items(), resolved=resolved, offsets=None if short else offsets, now_ms=now_ms())
     seen.put(found)
+
+
+def _has_user(record: Any) -> bool:
+    """Whether a row that cannot be used has the key of a user: only its value is wrong then."""
+    try:
+        return bool(check_key(record.key))
+    except ValueError:
+        return False
 
 
 def put_profiles(
@@ -139,16 +174,22 @@ def put_profiles(
     fallback: str | None = None,
     noted: dict[bytes, list[bytes]] | None = None,
     seen: Seen | None = None,
+    lost: set[bytes] | None = None,
+    rejected: Rejected | None = None,
 ) -> None:
     """Put rows of the profiles' changelog into a tablet that has its windows; `stale` gains the users whose last row is of another window.
 
-    `offsets` are noted where nobody is stale.
+    `offsets` are noted where nobody is stale. A row that cannot be used is left out, and its user is stale. An erased user is no longer `lost`.
     A row that counts unknown items: they are looked for in the window, and the user is noted as one who waits for them.
     A row from before an item came, of a worker that died before it encoded its user again: the user is noted as one who waits for an item.
     A row of the encoder `fallback`: the user is noted as one who waits for the encoder. `noted`: who was for what, by earlier rows; a later row of
     theirs takes that back.
     """
-    latest = {r.key: r.value for r in records}
+    bad = bad_profiles([(r.key, r.value) for r in records])
+    for n, error in bad.items():
+        (rejected or Rejected())(records[n], error)
+    latest = {r.key: r.value for n, r in enumerate(records) if n not in bad}
+    last_is_bad = {r.key: n in bad for n, r in enumerate(records) if n not in bad or _has_user(r)}
     users, late, lacking = list(latest), list[tuple[bytes, bytes]](), dict[bytes, int]()
     for user, shape in zip(users, (seen or Seen()).outlines(tablet, users), strict=True):
         profile = latest[user]
@@ -158,6 +199,10 @@ def put_profiles(
             lacking[user] = unknown
         if fallback and profile and is_by(profile, fallback):
             late.append((FALLBACK, user))
+    stale.update(user for user, is_bad in last_is_bad.items() if is_bad)
+    erased = [user for user, profile in latest.items() if profile is None and not last_is_bad[user]]
+    if lost is not None:
+        lost.difference_update(erased)
     windows = dict(zip(lacking, tablet.windows(list(lacking)), strict=True))
     for user, window in windows.items():
         keys = np.frombuffer(window[1:] if window else b"", DTYPE)["item_key"]
@@ -167,6 +212,7 @@ def put_profiles(
     earlier = {} if noted is None else {user: noted.pop(user) for user in users if user in noted}
     still = set(late)
     over = [(key, user) for user, keys in earlier.items() for key in keys if (key, user) not in still]
+    over += [(LOST, user) for user in erased]
     if noted is not None:
         for key, user in late:
             noted.setdefault(user, []).append(key)

@@ -6,7 +6,8 @@ Column families, keys and values in raw bytes:
     profiles  user_id -> profile
     waiting   item_key (8 bytes, big-endian) + user_id -> ""   users whose window holds an item without a vector; key 0 (FALLBACK): users whose
                                                                profile the fallback encoder made; the last key (UNPUBLISHED): users whose last
-                                                               rows in the changelogs may differ from the rows here, though no event will come
+                                                               rows in the changelogs may differ from the rows here, though no event will come;
+                                                               the one before it (LOST): users of whose window no good row was left
     meta      changelog topic -> offset of its last row here, wall clock in ms (two big-endian i64)
 """
 
@@ -27,6 +28,8 @@ FALLBACK = bytes(8)
 """Key of `waiting` for users who wait for the encoder."""
 UNPUBLISHED = b"\xff" * 8
 """Key of `waiting` for users whose rows have to be published again."""
+LOST = b"\xff" * 7 + b"\xfe"
+"""Key of `waiting` for users whose window has to be folded again from the unified topic."""
 _META = struct.Struct(">qq")
 T = TypeVar("T")
 

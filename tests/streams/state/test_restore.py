@@ -19,6 +19,7 @@ from schemas.profiles import VECTOR_TYPE, Profile, encode_profile
 from schemas.windows import DTYPE, NO_DWELL, ROW_BYTES, VERSION, Policy, fold, row_of
 from streams.audit.windows import offline_windows
 from streams.core.clock import now_ms
+from streams.core.errors import StorageError
 from streams.core.settings import Kafka
 from streams.state.restore import Seen, merge, put_profiles, put_windows, restore
 from streams.state.tablet import FALLBACK, UNPUBLISHED, Tablet, key_bytes
@@ -224,7 +225,8 @@ class Log:
         self._at[tp] = offset
 
     async def getmany(self, tp: TopicPartition, **_: Any) -> dict[TopicPartition, list[Any]]:
-        found = [SimpleNamespace(key=r.key, value=r.value, offset=n) for n, r in enumerate(self._rows[tp.topic])][self._at[tp] :]
+        found = [SimpleNamespace(topic=tp.topic, partition=tp.partition, offset=n, **r._asdict()) for n, r in enumerate(self._rows[tp.topic])]
+        found = found[self._at[tp] :]
         self._at[tp] += len(found)
         return {tp: found} if found else {}
 
@@ -319,7 +321,7 @@ class Pieces(Log):
         self._waits -= 1
         if self._waits >= 0:
             return {}
-        found = [SimpleNamespace(key=r.key, value=r.value, offset=n) for n, r in enumerate(self._rows[tp.topic])]
+        found = [SimpleNamespace(topic=tp.topic, partition=tp.partition, offset=n, **r._asdict()) for n, r in enumerate(self._rows[tp.topic])]
         part = found[self._at[tp] : self._at[tp] + 2]
         self._at[tp] += len(part)
         return {tp: part} if part else {}
@@ -357,11 +359,16 @@ def test_restored_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_restore_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The consumer is stopped also where a restore fails."""
-    log = Pieces({"w": [Record(b"u", b"no window")], "p": []})
+    log = Pieces({"w": [Record(b"u", window([1]))], "p": []})
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise StorageError("the disk is full")
+
     monkeypatch.setattr("streams.state.restore.reader", lambda *_, **__: log)
     tablets = Tablets(tmp_path, 8, 4)
     (tablet,) = tablets.assign({1}, 1)
-    with pytest.raises(ValueError, match="window of version"):
+    monkeypatch.setattr(tablet, "write", fails)
+    with pytest.raises(StorageError):
         asyncio.run(restored(tablet))
     assert (log.stopped, tablet.offset("w")[0]) == (True, -1)
     tablets.close()
