@@ -37,7 +37,7 @@ def read(settings: Settings, name: str) -> list[Any]:
 
 
 def is_event(record: Any, names: Mapping[int, str] | None = None) -> bool:
-    """Whether a record of the unified topic is one that a worker takes. `names`: platforms by code."""
+    """Whether a worker accepts a record of the unified topic. `names`: platform code -> name."""
     try:
         event = decode_event(record.value or b"")
     except ValueError:
@@ -53,7 +53,7 @@ def said(records: Iterable[Any], bad: Check, users: Collection[bytes]) -> dict[b
 
 
 def usable(records: Sequence[Any], bad: Check) -> list[Any]:
-    """The records that are good."""
+    """Return the good records."""
     wrong = bad([(r.key, r.value) for r in records])
     return [r for n, r in enumerate(records) if n not in wrong]
 

@@ -1,4 +1,4 @@
-"""Rows that nobody should have written, for each of Currents' own topics; under the keys of real users and items too."""
+"""Bad rows for each of Currents' own topics, also under keys of real users and items."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,12 +17,12 @@ KEYS = (None, b"", b"\xff\xfe", b"x" * 5000)
 
 
 def spoilt(value: bytes) -> Iterator[bytes]:
-    """A value that is good, in every way that makes it unusable. Of a window, or of any topic of MessagePack maps."""
+    """Yield unusable variants of a good value, which is a window or a MessagePack map."""
     yield from (value[:-1], value[: len(value) // 2], value + b"\x00", *NOISE)
     if value[:1] == b"\x01":
         yield b"\x07" + value[1:]
-        yield value[:1] + value[33:] + value[1:33] if len(value) > 33 else value[:1]  # the oldest row last
-        yield value[:25] + b"\xc8" + value[26:]  # a platform that there cannot be
+        yield value[:1] + value[33:] + value[1:33] if len(value) > 33 else value[:1]  # moves the oldest row to the end
+        yield value[:25] + b"\xc8" + value[26:]  # a platform code out of range
         return
     row = msgpack.unpackb(value)
     yield bytes(msgpack.packb(row | {"v": 9}))
@@ -35,7 +35,7 @@ def spoilt(value: bytes) -> Iterator[bytes]:
 
 
 def rows(good: Iterable[tuple[bytes, bytes]]) -> Iterator[Row]:
-    """Unusable rows of a topic, made of good ones: each good key with an unusable value, and each good value under an unusable key."""
+    """Make unusable rows of good ones: each good key with an unusable value, and each good value under an unusable key."""
     for n, (key, value) in enumerate(good):
         found = list(spoilt(value))
         yield key, found[n % len(found)]
@@ -45,7 +45,7 @@ def rows(good: Iterable[tuple[bytes, bytes]]) -> Iterator[Row]:
 
 
 async def write(settings: Settings, topic: str, found: Iterable[Row], partitions: int) -> int:
-    """Rows to a topic, each to the partition of its key, but for those with neither key nor value, which no client sends; how many."""
+    """Send rows to the partitions of their keys, except rows without key and value, which no client sends. Returns the number sent."""
     producer, n = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap, max_request_size=8 << 20), 0
     await producer.start()
     try:

@@ -62,6 +62,6 @@ def plain(r: random.Random, event_id: str, at_ms: int, users: int) -> bytes:
 
 
 def event_row(user: str, n: int = 0) -> bytes:
-    """One event of a user on item n, some seconds ago."""
+    """Return an event of a user on item n, some seconds ago."""
     now = time.time_ns() // 1_000_000
     return orjson.dumps({"account": user, "item": f"i{n}", "behavior": "view", "time": now - 9000 + n, "id": f"{user}-{n}"})

@@ -1,4 +1,4 @@
-"""Rows of Currents' own topics that cannot be used: left out, counted, and told once in a while."""
+"""Skips, counts and logs unusable rows of Currents' own topics. Repeated log lines are held back."""
 
 import logging
 import time
@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 
 log = logging.getLogger("currents.rejected")
 QUIET_S = 30.0
-"""How long a topic and reason stay silent after a row was told."""
+"""Seconds for which lines about a topic and reason are held back after one was logged."""
 Count = Callable[[str, str], None]
-"""Topic and reason of one row."""
+"""(topic, reason) of a row."""
 
 
 class Place(Protocol):
-    """Where a record stands."""
+    """The position of a record."""
 
     @property
     def topic(self) -> str: ...  # noqa: D102 - as Kafka's clients name them
@@ -26,7 +26,7 @@ class Place(Protocol):
 
 
 class At(NamedTuple):
-    """A place of which the record itself is not at hand."""
+    """A position without the record itself."""
 
     topic: str
     partition: int
@@ -34,7 +34,7 @@ class At(NamedTuple):
 
 
 class Rejected:
-    """Owns what is said of rejected rows. Call it with a record and why it cannot be used. From any thread."""
+    """Owns the counts and log lines of rejected rows. Call it with a record and the reason. Thread-safe."""
 
     def __init__(self, count: Count = lambda topic, reason: None, clock: Callable[[], float] = time.monotonic) -> None:
         self._count, self._clock = count, clock
@@ -42,7 +42,7 @@ class Rejected:
         self.total = 0
 
     def __call__(self, record: Place, error: Exception) -> None:
-        """Leave out one record."""
+        """Reject one record."""
         topic, reason = record.topic, getattr(error, "reason", "value")
         self.total += 1
         self._count(topic, reason)

@@ -93,7 +93,7 @@ def _spans(settings: Settings, topic: str) -> Spans:
 
 
 def _good(records: Iterable[Any], check: Callable[[bytes | None, bytes | None], object]) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Keys and values of the records that can be used."""
+    """Yield keys and values of the usable records."""
     rejected = Rejected()
     for record in records:
         try:
@@ -107,7 +107,7 @@ def _good(records: Iterable[Any], check: Callable[[bytes | None, bytes | None], 
 
 
 def _values(settings: Settings, topic: str, spans: Spans) -> Iterator[Any]:
-    """Records by partition and offset. Raises BrokerError."""
+    """Yield records, ordered by partition and offset. Raises BrokerError."""
     stream = _chunks(settings, settings.topic(topic), spans)
 
     async def following() -> list[Any]:

@@ -1,4 +1,4 @@
-"""A line a minute in a worker's log: what it did, what waits, how old its profiles were."""
+"""Logs a worker's work, backlog and profile ages, one line a minute."""
 
 import asyncio
 import logging
@@ -19,14 +19,14 @@ COUNTED = {
 
 
 class Activity:
-    """What a worker counted since it was last asked. `waiting`: records not yet acked."""
+    """Owns a worker's counts at the previous line. `waiting` returns the number of unacked records."""
 
     def __init__(self, metrics: Metrics, waiting: Callable[[], float]) -> None:
         self._metrics, self._waiting = metrics, waiting
         self._before = dict.fromkeys(COUNTED, 0.0)
 
     def line(self) -> str:
-        """In one line."""
+        """Return the counts since the previous line, as one line."""
         now = {what: self._metrics.value(name) for what, name in COUNTED.items()}
         told = ", ".join(f"{n - self._before[what]:,.0f} {what}" for what, n in now.items())
         self._before = now
@@ -34,7 +34,7 @@ class Activity:
         return f"{told}; {self._waiting():,.0f} records wait; event to profile {p50:.0f} ms (p50), {p99:.0f} ms (p99)"
 
     async def tell(self, every_s: float = EVERY_S) -> None:
-        """Log it without end."""
+        """Log a line at each interval. Never returns."""
         while True:
             await asyncio.sleep(every_s)
             log.info("last %.0f s: %s", every_s, self.line())

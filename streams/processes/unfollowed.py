@@ -1,4 +1,4 @@
-"""Promotions that a worker does not follow because its settings name an encoder: told in its log and in /healthz."""
+"""Reports promotions that a worker ignores because its settings name an encoder, in the log and in /healthz."""
 
 import asyncio
 import logging
@@ -12,19 +12,19 @@ log = logging.getLogger("currents.releases")
 
 
 class Unfollowed:
-    """Looks at the topic of releases now and then, where the worker does not follow it. `version`: that of the serving encoder."""
+    """Owns the periodic check of the topic of releases in a worker that does not follow it. `version`: the serving encoder's version."""
 
     def __init__(self, settings: Settings, version: Callable[[], str]) -> None:
         self._settings, self._version = settings, version
         self.warning = ""
-        """What is promoted and not followed; empty where there is nothing."""
+        """Return the message about an ignored promotion; empty if there is none."""
 
     async def look(self) -> None:
-        """Read the topic once; a new finding is logged."""
+        """Read the topic once and log a new finding."""
         try:
             wanted = serving(await read_history(self._settings.kafka, self._settings.topic("releases")))
         except BrokerError:
-            return  # told by those who need the brokers
+            return  # the parts that need the brokers report this
         differs = wanted is not None and wanted.version != self._version()
         said = f"{wanted.version} is promoted, this worker serves {self._version()}: {self._settings.unfollowed()}" if wanted and differs else ""
         if said and said != self.warning:
@@ -32,7 +32,7 @@ class Unfollowed:
         self.warning = said
 
     async def forever(self) -> None:
-        """Look without end, at the interval at which a bundle is tried again."""
+        """Check at the retry interval of bundles. Never returns."""
         while True:
             await self.look()
             await asyncio.sleep(self._settings.releases.retry_s)

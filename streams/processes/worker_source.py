@@ -60,7 +60,7 @@ class WorkerSource:
         return profile
 
     def freshness(self, users: Sequence[bytes]) -> Mapping[str, str]:
-        """What a worker has stored is what it has published. While the brokers are away: for how long, and what waited for these users by then."""
+        """Return freshness headers while the brokers are away: the seconds since, and the backlog of these users' tablets. Else return none."""
         if not self.app.brokers_away():
             return {}
         topic = self.settings.topic("events")
@@ -73,7 +73,7 @@ class WorkerSource:
         return self.items
 
     def health(self) -> dict[str, Any]:
-        """Return the worker's status: `failed`, `encoder fails` or `ok`, with the encoders unless the worker has failed.
+        """Return the worker's status: `failed`, `brokers away`, `encoder fails` or `ok`, with the encoders unless the worker has failed.
 
         While the encoder fails, events wait or the fallback encodes them, and reads are answered.
         """
@@ -85,7 +85,7 @@ class WorkerSource:
         return {"status": "ok", **about} if not failing_s else {"status": "encoder fails", "seconds": round(failing_s, 1), **about}
 
     def ready(self) -> dict[str, Any]:
-        """Return the worker's tablets. Raises a 503 error until all are restored."""
+        """Return the worker's tablets. Raises a 503 error until all are restored, and if the brokers are away for over `worker.max_away_s`."""
         if not self.is_ready():
             raise not_yet("tablets are being restored")
         longest = self.settings.worker.max_away_s

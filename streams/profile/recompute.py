@@ -78,8 +78,8 @@ class Recomputer:
 
 
 def _received(profile: bytes | None, at_ms: int) -> int:
-    """`received_at` of the profile that is written again; now where that is not known."""
+    """Return `received_at` of the stored profile; `at_ms` if it is unknown."""
     try:
         return decode_profile(profile).received_at if profile else at_ms
-    except ValueError:  # its interests: a restore looks at all but these
+    except ValueError:  # bad interests: a restore checks all other fields
         return at_ms
