@@ -32,10 +32,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A small checkpoint of each family."""
     torch.manual_seed(1)
     if request.param == "bert":
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
         model: torch.nn.Module = BertModel(BertConfig(**sizes, vocab_size=50, max_position_embeddings=64))
     else:
-        model = GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, n_positions=64))
+        model = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50, n_positions=64))
     model.save_pretrained(tmp_path / request.param)
     return tmp_path / str(request.param)
 

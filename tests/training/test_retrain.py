@@ -28,6 +28,7 @@ from training.job import Job, Retraining
 from training.retrain import retrain
 from training.splits import DataError
 
+pytestmark = pytest.mark.usefixtures("one_layer")
 STEPS = ("examples", "train", "align", "bundle", "evaluate", "gate")
 LAX = GateRules(gain=-0.9, min_cases=5, platform_loss=0.9, cold_loss=0.9, latency_ms=60_000, space_cosine=0.1, space_loss=0.99)
 SMALL = Recipe(
@@ -42,7 +43,7 @@ def fresh_accelerator() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(one_layer: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, and a serving release: an untrained encoder, with the ID residual of an item that nobody acted on."""
     folder = tmp_path_factory.mktemp("world")
     write_world(folder / "data", 6000, 150, 1, 20, end_ms=1_750_000_000_000)

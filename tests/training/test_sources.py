@@ -179,7 +179,7 @@ def test_commands(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bundle for the shipped tower."""
-    encoder = SequenceEncoder(preset("xs", TOWER.dims, dims=16, max_len=8))
+    encoder = SequenceEncoder(preset("xs", TOWER.dims, dims=16, max_len=8, layers=1))
     return export(encoder, tmp_path_factory.mktemp("untrained") / "b", TOWER.space_id, "xs").folder
 
 
