@@ -42,13 +42,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file() and name.split("/")[0] in ("schemas", "encoder", "training", "streams", "pyproject.toml", "README.md", "LICENSE"):
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
-    uv = [sys.executable, "-m", "uv", "-q"]  # quicker than pip, and this test is of the wheel
-    subprocess.run([*uv, "build", "--wheel", "--python", sys.executable, "-o", str(folder), str(folder / "source")], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(folder), str(folder / "source")], check=True)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*uv, "venv", "--python", sys.executable, str(folder / "env")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
     commands = folder / "env" / "bin"
-    given = ["--python", str(commands / "python"), "-c", str(ROOT / "constraints.txt"), str(wheel)]
-    subprocess.run([*uv, "pip", "install", *given], check=True)
+    subprocess.run([str(commands / "pip"), "install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     return commands
 
 

@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from schemas.releases import Release
@@ -18,7 +18,7 @@ from tests.schemas.test_codecs import RELEASE
 V1 = msgspec.structs.replace(RELEASE, version="v1", digest="0" * 64, state="candidate", metrics={})
 
 
-def promote(monkeypatch: pytest.MonkeyPatch, history: list[Announced], *more: str) -> tuple[Result, list[Release]]:
+def promote(monkeypatch: pytest.MonkeyPatch, history: list[Announced], *more: str) -> tuple[Any, list[Release]]:
     """The command without a broker: what it says, and what it writes."""
     written: list[Release] = []
 

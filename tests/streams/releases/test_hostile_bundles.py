@@ -53,16 +53,26 @@ def put(name: str, data: bytes) -> Callable[[Path], None]:
     return spoil
 
 
+def changed(**values: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        rewrite(folder, **values)
+
+    return spoil
+
+
 def manifest(data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / MANIFEST).write_bytes(data) and None
+    def spoil(folder: Path) -> None:
+        (folder / MANIFEST).write_bytes(data)
+
+    return spoil
 
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
 HOSTILE: dict[str, Callable[[Path], None]] = {
     "rows": put(RESIDUALS, claims("(100000000000, 64)")),
     "negative rows": put(RESIDUALS, claims("(-1, 64)")),
-    "dims of 10^11": lambda f: rewrite(f, dims=10**11) and None,
-    "length of 10^11": lambda f: rewrite(f, max_len=10**11) and None,
+    "dims of 10^11": changed(dims=10**11),
+    "length of 10^11": changed(max_len=10**11),
     "deep manifest": manifest(b'{"files": ' + DEEP + b"}"),
     "large manifest": manifest(b" " * (2 << 20)),
     "graph": put(ONNX, b"\x08\xff" * 500),
@@ -111,7 +121,11 @@ def opened(folder: Path, graph: Callable[[int], bytes]) -> Callable[..., object]
 def test_endless_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without end is given up at the bound, and the bundle refused for good."""
     release, read = variant(tmp_path / "b", "v1", 1), list[int]()
-    endless = lambda n: (read.append(n), bytes(n))[1]  # noqa: E731
+
+    def endless(n: int) -> bytes:
+        read.append(n)
+        return bytes(n)
+
     monkeypatch.setattr("streams.releases.bundle_fetch.fsspec.open", opened(tmp_path / "b", endless))
     with pytest.raises(BundleError, match=r"more than 8 MiB \(releases.max_bundle_mb\)"):
         load(release, tmp_path / "cache", Limits(max_bytes=8 << 20))
@@ -122,7 +136,12 @@ def test_hanging_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that hangs is given up in time, and not asked twice at once; the bundle is tried again."""
     release, may = variant(tmp_path / "b", "v1", 1), threading.Event()
     asked = list[int]()
-    hanging = lambda n: (asked.append(n), may.wait(60), b"")[2]  # noqa: E731
+
+    def hanging(n: int) -> bytes:
+        asked.append(n)
+        may.wait(60)
+        return b""
+
     monkeypatch.setattr("streams.releases.bundle_fetch.fsspec.open", opened(tmp_path / "b", hanging))
     with pytest.raises(FetchError, match=r"not here after 0.2 s \(releases.fetch_timeout_s\)"):
         load(release, tmp_path / "cache", Limits(seconds=0.2))

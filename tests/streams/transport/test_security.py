@@ -53,8 +53,8 @@ def certificates(folder: Path) -> None:
     (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
     for name in ("broker", "client"):
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        ca = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *ca)
+        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
     openssl("pkcs12", "-export", "-in", "broker.pem", "-inkey", "broker.key", "-out", "broker.p12", "-passout", "pass:secret")
     store = ["-keystore", "trust.p12", "-storepass", "secret", "-storetype", "PKCS12"]
     subprocess.run(["keytool", "-importcert", "-noprompt", "-file", "ca.pem", "-alias", "ca", *store], cwd=folder, check=True, capture_output=True)
