@@ -21,6 +21,7 @@ MANIFEST, BIAS, WHITENING = "tower.json", "bias.npy", "whitening.npz"
 MODEL = "model"
 """Folder of a text model inside its tower's folder."""
 STATIC = "static"
+MAX_CHARS = 16_384  # of a text; every tower's tokens are fewer
 
 
 class TowerError(ValueError):
@@ -80,7 +81,7 @@ class StaticTower:
         """n texts -> (n, dims) float32, whitened, L2-normalised; a zero row for a text without a known token."""
         if not texts:
             return np.zeros((0, self.dims), np.float32)
-        raw = np.asarray(self._model.encode(list(texts), use_multiprocessing=False), np.float32)
+        raw = np.asarray(self._model.encode(cut(texts), use_multiprocessing=False), np.float32)
         return l2(np.where(raw.any(1, keepdims=True), raw + self._bias, 0))
 
 
@@ -103,7 +104,12 @@ class TransformerTower:
         """n texts -> (n, dims) float32, whitened, L2-normalised; a zero row for an empty text."""
         if not texts:
             return np.zeros((0, self.dims), np.float32)
-        return whitened(self._model.embed(texts), self._mean, self._matrix, texts)
+        return whitened(self._model.embed(cut(texts)), self._mean, self._matrix, texts)
+
+
+def cut(texts: Sequence[str]) -> list[str]:
+    """The texts, of each no more than a tower reads: tokenizers take time and memory for all of it first."""
+    return [text[:MAX_CHARS] for text in texts]
 
 
 def whitened(vectors: np.ndarray, mean: np.ndarray, matrix: np.ndarray, texts: Sequence[str]) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from schemas.profiles import Profile, decode_profile
-from schemas.rows import check_key
+from schemas.rows import bad_profiles
 from streams.core.settings import Settings
 from streams.monitoring.rejected import Rejected
 from streams.releases.release_log import Announced, of_record
@@ -16,8 +16,9 @@ def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterato
     rejected = Rejected()
     for r in _tail(settings, "profiles", from_beginning):
         try:
-            user = check_key(r.key)
-            profile = None if r.value is None else decode_profile(r.value)
+            for error in bad_profiles([(r.key, r.value)]).values():
+                raise error
+            user, profile = r.key.decode(), None if r.value is None else decode_profile(r.value)
         except ValueError as error:
             rejected(r, error)
             continue

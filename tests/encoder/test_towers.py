@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoder.towers import MANIFEST, TowerError, load_tower, text_model
+from encoder.towers import MANIFEST, MAX_CHARS, TowerError, cut, load_tower, text_model
 from training.corpus import titles
 from training.whiten import fit_on, source_of, whitening, write
 
@@ -87,3 +87,11 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert not vectors[3].any()
     with pytest.raises(TowerError, match="at least 32, got 5"):
         fit_on(model, texts[:5], 16, 0)
+
+
+def test_endless_text() -> None:
+    """Of a text no more is read than any tower's tokens need."""
+    text = "green tea " * 2000
+    assert [len(t) for t in cut([text, "tea"])] == [MAX_CHARS, 3]
+    tower = load_tower("static")
+    np.testing.assert_array_equal(tower.encode([text]), tower.encode([text[:MAX_CHARS]]))
