@@ -99,7 +99,7 @@ def test_no_good_row_left(tablet: Tablet, monkeypatch: pytest.MonkeyPatch, value
 def test_erased_is_not_rebuilt(tablet: Tablet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who was erased stays so: after an unusable row, by the profile alone, or in a later restore; one whose events went is nobody."""
     rows = {"w": [Record(b"a", b"x"), Record(b"a", None), Record(b"b", b"x"), Record(b"c", b"x")], "p": [Record(b"b", None)]}
-    restored(tablet, monkeypatch, **rows)
+    restored(tablet, monkeypatch, w=rows["w"], p=rows["p"])
     assert list(tablet.waiting(LOST)) == [b"c"]
     restored(tablet, monkeypatch, w=[*rows["w"], Record(b"c", None)], p=rows["p"])
     assert list(tablet.waiting(LOST)) == []
