@@ -19,7 +19,6 @@ from streams.core.errors import StorageError
 from streams.state.rocksdb import close, failure, open_db, scan, sound
 
 log = logging.getLogger("currents.items")
-_LOADED = 10_000  # rows applied at once while loading
 
 
 def item_rows(items: Sequence[Item], tower: Tower, at_ms: int) -> list[tuple[bytes, bytes, int]]:
