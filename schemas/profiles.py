@@ -5,7 +5,7 @@ Value of `currents.profiles` (key = user_id, null = erased): a MessagePack map, 
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import msgspec
@@ -88,29 +88,33 @@ def encode_profile(profile: Profile) -> bytes:
     return b"".join((*parts, _INTERESTS, _packer.pack(msgspec.to_builtins(interests))))
 
 
-def pack_profiles(
-    users: Sequence[bytes],
-    updated_at: int,
-    last_event_at: np.ndarray,
-    received_at: np.ndarray,
-    events: np.ndarray,
-    unknown_items: np.ndarray,
-    made_by: Iterable[bytes],
-    vectors: Iterable[bytes],
-    interests: Iterable[bytes],
-) -> list[bytes]:
-    """Encode n profiles with the same bytes as `encode_profile`. Every argument but `updated_at` has n elements.
+class Columns(NamedTuple):
+    """The fields of n profiles, column by column: each has n elements."""
 
-    `users`: user_ids in UTF-8. `made_by`: `pack_maker` of each vector's encoder. `vectors`: bytes of `pack_vector`. `interests`: packed arrays.
-    """
+    users: Sequence[bytes]
+    """user_ids in UTF-8."""
+    last_event_at: np.ndarray
+    received_at: np.ndarray
+    events: np.ndarray
+    unknown_items: np.ndarray
+    made_by: Iterable[bytes]
+    """`pack_maker` of each vector's encoder."""
+    vectors: Iterable[bytes]
+    """Bytes of `pack_vector`."""
+    interests: Iterable[bytes]
+    """Packed arrays."""
+
+
+def pack_profiles(columns: Columns, updated_at: int) -> list[bytes]:
+    """Encode n profiles with the same bytes as `encode_profile`. `updated_at`: of all of them, ms."""
     user_id, updated, last, received, count, unknown, *_ = _HEAD
     begin = _V + user_id
-    sizes = list(map(len, users))
+    sizes = list(map(len, columns.users))
     head = {n: begin + _packer.pack("x" * n)[: -n or None] for n in set(sizes)}  # the bytes before the user_id's text
     parts = zip(
-        map(head.__getitem__, sizes), users, repeat(updated + _packer.pack(updated_at) + last), _numbers(last_event_at),
-        repeat(received), _numbers(received_at), repeat(count), _numbers(events), repeat(unknown), _numbers(unknown_items),
-        made_by, vectors, repeat(_INTERESTS), interests,
+        map(head.__getitem__, sizes), columns.users, repeat(updated + _packer.pack(updated_at) + last), _numbers(columns.last_event_at),
+        repeat(received), _numbers(columns.received_at), repeat(count), _numbers(columns.events), repeat(unknown), _numbers(columns.unknown_items),
+        columns.made_by, columns.vectors, repeat(_INTERESTS), columns.interests,
     )  # fmt: skip
     return list(map(b"".join, parts))
 

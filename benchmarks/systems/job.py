@@ -19,7 +19,7 @@ from encoder.features import Features, ItemTable, featurize, fitted
 from encoder.runtime import load_encoder
 from schemas.events import decode_event
 from schemas.items import item_name
-from schemas.profiles import VECTOR_TYPE, Profile, encode_profile, pack_maker, pack_profiles, pack_vector
+from schemas.profiles import VECTOR_TYPE, Columns, Profile, encode_profile, pack_maker, pack_profiles, pack_vector
 from schemas.windows import Policy, fold, row_of
 
 PLATFORM = "shop"
@@ -111,7 +111,8 @@ class Job:
             return [encode_profile(profile)]
         maker = pack_maker(encoder.version, encoder.space_id, encoder.dims)
         made = map(pack_vector, vectors)
-        return pack_profiles(users, at, last, np.array(received), features.lengths, unknown, repeat(maker), made, repeat(NO_INTERESTS))
+        received_at = np.array(received)
+        return pack_profiles(Columns(users, last, received_at, features.lengths, unknown, repeat(maker), made, repeat(NO_INTERESTS)), at)
 
 
 class Clock:

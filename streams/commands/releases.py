@@ -131,7 +131,7 @@ def try_release(
 
     settings = load(config)
     history = history_of(settings)
-    release = named(settings, history, bundle) if bundle else find(history, version)
+    release = _asked_for(settings, history, version, bundle)
     state = "canary" if share else "shadow"
     tried = msgspec.structs.replace(release, state=state, share=share, at=_now(), by=_me(), why=why)
     _write(settings, "candidate", proposed(history, tried), check, json)
@@ -152,7 +152,7 @@ def promote_release(
 
     settings = load(config)
     history = history_of(settings)
-    release = named(settings, history, bundle) if bundle else find(history, version)
+    release = _asked_for(settings, history, version, bundle)
     if not (force or judged(history, release)):
         raise ReleaseError(
             f"{release.version}: no gate has judged it; `currents retrain` does, `currents releases try` tests it live, --force promotes it"
@@ -195,6 +195,11 @@ def judged(history: Sequence["Announced"], release: Release) -> bool:
     """Whether a gate has judged a release, or it was served before; the day-0 encoder needs none."""
     served = any(a.channel == "serving" and a.release and (a.release.version, a.release.digest) == (release.version, release.digest) for a in history)
     return not release.bundle or served or any(name.endswith(" gained") for name in release.metrics)
+
+
+def _asked_for(settings: Settings, history: "list[Announced]", version: str | None, bundle: str | None) -> Release:
+    """The release that a command names: a bundle's, or one of the topic, the candidate by default. Raises ReleaseError, FetchError."""
+    return named(settings, history, bundle) if bundle else find(history, version)
 
 
 def _write(settings: Settings, channel: Channel, release: Release, check: bool, json: bool) -> None:

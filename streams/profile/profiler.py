@@ -8,7 +8,7 @@ import numpy as np
 from encoder.base import Encoder
 from encoder.features import UNKNOWN, Features, featurize, fitted
 from schemas.events import BEHAVIOR_CODE
-from schemas.profiles import maker, pack_maker, pack_profiles, unknown_items
+from schemas.profiles import Columns, maker, pack_maker, pack_profiles, unknown_items
 from schemas.windows import DTYPE, Policy
 from streams.core.settings import Settings
 from streams.profile.encoder_guard import Guard
@@ -60,9 +60,9 @@ class Profiler:
         last = features.rows["ts_ms"][np.arange(len(windows)), features.lengths - 1]
         missing = features.mask & (features.items == UNKNOWN)
         makers = {e: pack_maker(e.version, e.space_id, e.dims) for e in {e for e, _ in made}}
-        rows = pack_profiles(
-            users, at_ms, last, np.array(received), features.lengths, missing.sum(1), [makers[e] for e, _ in made], [v for _, v in made], portraits
-        )
+        made_by, vectors = [makers[e] for e, _ in made], [v for _, v in made]
+        columns = Columns(users, last, np.array(received), features.lengths, missing.sum(1), made_by, vectors, portraits)
+        rows = pack_profiles(columns, at_ms)
         owner, at = np.nonzero(missing)
         pairs = set(zip(features.rows["item_key"][owner, at].tolist(), owner.tolist(), strict=True))
         ours = lineup.everybody()

@@ -13,6 +13,7 @@ from schemas.deadletters import DeadLetter, decode_dead_letter, encode_dead_lett
 from schemas.events import BEHAVIORS, MAX_TS_MS, MAX_VALUE, Event, canonical_user, decode_event, encode_event, hash64
 from schemas.items import Item, ItemVector, clip_categories, content, decode_item_vector, encode_item_vector, item_key
 from schemas.profiles import (
+    Columns,
     Evidence,
     Interest,
     Profile,
@@ -81,7 +82,7 @@ def test_many_profiles(rows: list[tuple[str, int, int, int, int]], dims: int) ->
     users = [row[0].encode() for row in rows]
     newest, received, events, unknown = np.array([row[1:] for row in rows]).T
     maker, n = pack_maker("v", "s", dims), len(rows)
-    assert pack_profiles(users, 7, newest, received, events, unknown, [maker] * n, vectors, [b"\x90"] * n) == one
+    assert pack_profiles(Columns(users, newest, received, events, unknown, [maker] * n, vectors, [b"\x90"] * n), 7) == one
 
 
 @given(st.lists(st.tuples(st.text(max_size=1024), st.sampled_from(["v1", "v10", "", "ö" * 40])), max_size=20))
