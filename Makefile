@@ -6,7 +6,7 @@ ON_ALL_CORES := -n logical --dist loadscope
 # Two tests at once, each with a broker of its own: much of their time is waiting.
 ON_TWO_BROKERS := -n 2 --durations 10
 
-.PHONY: demo test lint fast slow broker kafka check coverage bench chaos encoder clean
+.PHONY: demo test lint fast slow broker kafka check coverage bench chaos fuzz encoder clean
 demo: .venv/demo.stamp
 	$(BIN)/currents demo $(ARGS)
 
@@ -43,6 +43,10 @@ coverage: .venv/test.stamp
 chaos: .venv/test.stamp
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "chaos needs java and mvn on the PATH"; exit 1; }
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Random and mutated rows into every topic of a running cluster, for ten minutes: ARGS="--seconds 60 --seed 2".
+fuzz: .venv/test.stamp
+	$(BIN)/python -m tests.fuzz.fuzz_cluster $(ARGS)
 
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks $(ONLY)
