@@ -14,6 +14,7 @@ from encoder.config import preset
 from encoder.model import SequenceEncoder
 from encoder.onnx_encoder import OnnxEncoder
 from testkit.training_logs import QUICK, made_log
+from testkit.validation import EverBetter
 from training import quantise
 from training.evaluate import rank
 from training.export import examples, export, to_onnx
@@ -36,7 +37,9 @@ def released(one_layer: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A quickly trained encoder and its bundle."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("released")
-    trained = train(LOG, SPLIT, QUICK.model_copy(update={"epochs": 3, "lr": 1e-2}), folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        EverBetter(patch)  # else the untrained encoder may be the best, and be kept
+        trained = train(LOG, SPLIT, QUICK.model_copy(update={"epochs": 3, "lr": 1e-2}), folder / "run")
     keys = LOG.catalogue.table.keys[np.flatnonzero(trained.residual)]
     trained.model.round_residuals()
     return trained, export(trained.model, folder / "b", "items-space", "xs", keys)
