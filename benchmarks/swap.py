@@ -34,7 +34,7 @@ SERVED = "demo"
 
 async def measure(bootstrap: str, folder: Path, options: argparse.Namespace, per_s: float) -> dict[str, float]:
     """Measure ages before a swap, during it, and until all users are re-encoded; re-encoded users a second; and wrong published rows."""
-    sections: dict[str, Any] = {"encoding": {"encoder": SERVED}, "releases": {"follow": "on", "reencode_per_s": per_s}}
+    sections: dict[str, Any] = {"encoding": {"encoder": SERVED}, "releases": {"follow": "on", "reencode_per_s": per_s, "allowed_urls": [str(folder)]}}
     async with bench(bootstrap, **sections) as settings, working(settings) as worker:
         value, age = worker.metrics.value, worker.metrics.age
         sent = await send(settings, settings.platforms[0].topic, events(options.events, options.users))

@@ -1,5 +1,6 @@
 """The command line `currents`. Thin: every command is a call or two, and a user's mistake is one line on stderr."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,8 @@ Url = Annotated[str | None, typer.Option(help="A worker's query endpoint; from t
 
 def main() -> None:
     """Run a command; exit status 1 and one line for whatever a user can mend."""
+    for library in ("aiokafka", "kafka", "stamina"):  # the command says itself what went wrong; a worker's logs set other levels
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         app()
     except KeyboardInterrupt:

@@ -203,6 +203,7 @@ def _asked_for(settings: Settings, history: "list[Announced]", version: str | No
 
 
 def _write(settings: Settings, channel: Channel, release: Release, check: bool, json: bool) -> None:
+    from streams.releases.bundle_fetch import limits_of, within
     from streams.releases.release_log import announce
 
     if check:
@@ -211,6 +212,8 @@ def _write(settings: Settings, channel: Channel, release: Release, check: bool, 
     offset = asyncio.run(announce(settings.kafka, settings.topic("releases"), channel, release))
     if why_not := settings.unfollowed():
         complain(f"warning: workers with these settings do not follow this record: {why_not}")
+    if release.bundle and not within(release.bundle, limits_of(settings, settings.worker.data_dir).allowed):
+        complain(f"warning: workers with these settings refuse {release.bundle}: it lies in none of releases.allowed_urls")
     row = {"offset": offset, "channel": channel, **fields(release)}
     print_json(row) if json else print_line(f"{channel}: {line(release)} (record {offset})")
 

@@ -8,7 +8,7 @@ from schemas.rows import bad_profiles
 from streams.core.settings import Settings
 from streams.monitoring.rejected import Rejected
 from streams.releases.release_log import Announced, of_record
-from streams.transport.clients import consumer, partitions
+from streams.transport.clients import consumer, extent
 
 
 def follow(settings: Settings, users: set[str], from_beginning: bool) -> Iterator[tuple[str, Profile | None]]:
@@ -33,10 +33,11 @@ def follow_releases(settings: Settings, from_beginning: bool) -> Iterator[Announ
 
 def _tail(settings: Settings, topic: str, from_beginning: bool) -> Iterator[Any]:
     """Records of one of our topics, without end."""
+    spans = extent(settings, [settings.topic(topic)])  # what a broker answers to a question for the latest offset is not always right
     client = consumer(settings)
-    tps = partitions(client, settings.topic(topic))
-    client.assign(tps)
-    client.seek_to_beginning(*tps) if from_beginning else client.seek_to_end(*tps)
+    client.assign(list(spans))
+    for tp, (first, end) in spans.items():
+        client.seek(tp, first if from_beginning else end)
     while True:
         for records in client.poll(500).values():
             yield from records

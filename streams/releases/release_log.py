@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from schemas.releases import CHANNELS, Channel, Release, decode_release, encode_release
 from streams.core.cancel import stop
@@ -161,7 +161,9 @@ async def read_history(kafka: Kafka, topic: str) -> list[Announced]:
         await consumer.start()
         first = await consumer.beginning_offsets([tp])
         return [of_record(r) async for _, records in read_to_end(consumer, first) for r in records]
-    except (KafkaError, OSError) as error:
+    except (KafkaConnectionError, OSError) as error:
+        raise BrokerError(f"kafka.bootstrap = {kafka.bootstrap!r}: no broker answers ({type(error).__name__})") from None
+    except KafkaError as error:
         raise BrokerError(f"topic {topic}: cannot be read: {error}; `currents topics --create` makes it") from None
     finally:
         await stop(consumer)

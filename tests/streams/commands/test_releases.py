@@ -32,7 +32,7 @@ class Currents(Subprocesses):
 def currents(tmp_path: Path, bootstrap: str) -> Currents:
     made = Currents(tmp_path, bootstrap)
     prefix = f"rel{random.getrandbits(48)}"
-    made.config.write_text(CONFIG.format(**made._values, more="").replace('"cli', f'"{prefix}'))
+    made.config.write_text(CONFIG.format(**made._values, more=f'\n[releases]\nallowed_urls = ["{tmp_path}"]').replace('"cli', f'"{prefix}'))
     return made
 
 
