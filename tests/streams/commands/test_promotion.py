@@ -48,9 +48,17 @@ def test_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     done, written = promote(monkeypatch, history)
     assert (done.exit_code, written) == (1, [])
     assert "v1: no gate has judged it" in str(done.exception)
+    monkeypatch.setenv("CURRENTS_RELEASES__ALLOWED_URLS", '["s3://b"]')
     done, written = promote(monkeypatch, history, "--force")
     assert (done.exit_code, len(written)) == (0, 1)
     assert done.stderr == ""
+
+
+def test_place_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle from a place that workers refuse is announced with a warning that names it."""
+    done, written = promote(monkeypatch, [Announced(0, "candidate", V1, "")], "--force")
+    assert (done.exit_code, len(written)) == (0, 1)
+    assert f"refuse {V1.bundle}: it lies in none of releases.allowed_urls" in done.stderr
 
 
 def test_nobody_follows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def clients(monkeypatch: pytest.MonkeyPatch, module: Any, rows: list[Any]) -> No
 def test_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tail` shows the rows around those that are none."""
     clients(monkeypatch, tail, [(None, GOOD["p"]), (b"\xff", None), *((b"u", v) for v in hostile.spoilt(GOOD["p"])), (b"u", GOOD["p"]), (b"u", None)])
+    monkeypatch.setattr(tail, "extent", lambda *_: {TopicPartition("p", 0): (0, 99)})
     found = list[Any]()
     with contextlib.suppress(EOFError):
         for user, found_profile in tail.follow(Settings(), set(), True):
